@@ -148,6 +148,7 @@ movies = _numbered(
     Column("actors", Strings, nullable=False, server_default="[]"),
     Column("user_id", Id, ForeignKey("users.id")),
     Column("characters_count", Integer, nullable=False),
+    Column("comments_count", Integer, nullable=False, server_default="0"),
     *_kept(),
     Index("ix_movies_user_id", "user_id", "id"),
     Index("ix_movies_country", "country", "id"),
@@ -227,6 +228,31 @@ def _links(linked: Table, owner: Table, linked_id: str, owner_id: str) -> Table:
 movie_languages = _links(languages, movies, "language_id", "movie_id")
 movie_genres = _links(genres, movies, "genre_id", "movie_id")
 movie_actors = _links(actors, movies, "actor_id", "movie_id")
+# A comment that is deleted while it has replies keeps its row, without its text and author.
+comments = _numbered(
+    "comments",
+    Column("text", _text()),
+    Column("user_id", Id, ForeignKey("users.id")),
+    Column("movie_id", Id, ForeignKey("movies.id"), nullable=False),
+    # The comment that this one replies to, which is on the same movie and has a lower id.
+    Column("parent_id", Id, ForeignKey("comments.id")),
+    # The number of comments above this one: 0 for a comment that is not a reply.
+    Column("depth", Integer, nullable=False),
+    Column("deleted", sa.Boolean, nullable=False),
+    Column("edited_at", UtcTime),
+    Column("replies_count", Integer, nullable=False),
+    *_kept(),
+    Index("ix_comments_user_id", "user_id", "id"),
+    Index("ix_comments_movie_id", "movie_id", "id"),
+    Index("ix_comments_parent_id", "parent_id", "id"),
+    Index(
+        "ix_comments_top",
+        "movie_id",
+        "id",
+        sqlite_where=sa.text("parent_id IS NULL"),
+        postgresql_where=sa.text("parent_id IS NULL"),
+    ),
+)
 
 sessions = Table(
     "sessions",

@@ -37,6 +37,7 @@ MAX_PROSE_LENGTH = 10_000
 MAX_NAME_LENGTH = 100
 # The rows of one resource that a row links to. Each of them is one row of the table of links.
 MAX_LINKED_ROWS = 20
+MIN_REMARK_LENGTH = 2
 DEFAULT_PAGE = 50
 # Large enough for one entity whose strings have the maximum length and consist of escaped characters. Websocket
 # messages have the same limit.
@@ -127,6 +128,12 @@ def _in_nfc(text: str, max_length: int) -> str:
     return text
 
 
+def _long_enough(text: str) -> str:
+    if len(text) < MIN_REMARK_LENGTH:  # NFC joins a letter and its accent
+        raise ValueError(f"expected at least {MIN_REMARK_LENGTH} characters in Unicode normal form C")
+    return text
+
+
 def known(codes: frozenset[str], expected: str) -> AfterValidator:
     """Return a validator that raises ValueError with the message `expected` for a string that is not in `codes`."""
 
@@ -194,6 +201,13 @@ Name = Annotated[
     normal(MAX_NAME_LENGTH),
 ]
 Prose = Annotated[str, Field(max_length=MAX_PROSE_LENGTH, pattern=NO_NUL), normal(MAX_PROSE_LENGTH)]
+Remark = Annotated[
+    str,
+    Field(min_length=MIN_REMARK_LENGTH, max_length=MAX_PROSE_LENGTH),
+    _SHOWN,
+    visible(MAX_PROSE_LENGTH),
+    AfterValidator(_long_enough),
+]
 Word = Annotated[str, Field(min_length=1, max_length=50), _SHOWN, visible(50)]
 IdOrName = Annotated[
     int | str,

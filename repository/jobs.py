@@ -28,7 +28,8 @@ from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql
 from repository.generic.cursors import Cursor, Ordering
-from repository.generic.lists import Listed, ListRequest, entities_of, entity, one
+from repository.generic.lists import Listed, ListRequest, entities_of
+from repository.generic.rows import entity, one
 from repository.generic.versions import Row, changed_names
 from repository.leases import has_expired, now_in_seconds
 from resources.jobs import Job

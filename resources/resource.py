@@ -34,14 +34,16 @@ _WRITERS = {"owner": "", "staff": "moderators and admins", "admins": "admins"}
 
 @dataclass(frozen=True, eq=False)
 class Parent:
-    """A relation to at most one row of another resource, whose id is in `column`. A row outlives its parent.
+    """A relation to at most one row of another resource, whose id is in `column`.
 
-    The parent's column `count` holds the number of rows that refer to it; `?include=` adds these rows to the parent.
+    The parent's column `count` holds the number of rows that refer to it; `?include=` adds these rows to the parent. A
+    row outlives its parent, unless the parent `takes_children`: then its rows are deleted with it.
     """
 
     column: str
     resource: Resource
     count: str
+    takes_children: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,12 +79,14 @@ class Link:
 
 @dataclass(frozen=True, eq=False)
 class Resource:
-    """A declaration. `label` is the column that `/names` lists; `searched` are the columns that `?q=` searches.
+    """A declaration. `label` is the column that `/names` lists, or empty if there is no such list; `searched` are the
+    columns that `?q=` searches.
 
     `changed_by`: with `owner`, every user may create rows, and their owners and staff (moderators and admins) may
     change them; with `staff` or `admins`, only staff or only admins may create and change rows. `filter_names` renames
     columns in filters. With `generated`, `POST /…/generate/{number}` creates rows. `code` is a column with unique codes
-    of two letters: `GET /…/{id}` finds a row by its code, too.
+    of two letters: `GET /…/{id}` finds a row by its code, too. With `has_own_writes`, rows are written by operations
+    that are declared elsewhere, because writing them differs from writing other resources.
     """
 
     table: Table
@@ -99,6 +103,7 @@ class Resource:
     created_word: str = "added"
     generated: bool = False
     code: str | None = None
+    has_own_writes: bool = False
 
     def __post_init__(self) -> None:
         expected = ("id", *self.written, "created_at", "updated_at")

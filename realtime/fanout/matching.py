@@ -18,7 +18,8 @@ from resources.registry import RESOURCES
 
 # The most selective fields come first: the fewer rows share a value, the better the index.
 _PARENTS = (parent.column for each in RESOURCES for parent in each.parents)
-_MOST_SELECTIVE = tuple(dict.fromkeys(("id", *_PARENTS, "user_id", *(each.label for each in RESOURCES))))
+_LABELS = (each.label for each in RESOURCES if each.label)
+_MOST_SELECTIVE = tuple(dict.fromkeys(("id", *_PARENTS, "user_id", *_LABELS)))
 
 
 def key_of(wanted: Filter) -> Condition | None:

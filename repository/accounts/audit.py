@@ -21,7 +21,8 @@ from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql, rows
 from repository.generic.cursors import Ordering
-from repository.generic.lists import Listed, ListRequest, entities_of, entity, total_order
+from repository.generic.lists import Listed, ListRequest, entities_of, total_order
+from repository.generic.rows import entity
 from repository.generic.versions import BOOKKEEPING, Row, changed_names
 
 AUDIENCE = f"group:{Group.ADMIN}"

@@ -21,8 +21,7 @@ from repository.accounts.audit import Editor
 from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE, LIFETIME_HOURS
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
-from repository.generic.lists import entity
-from repository.generic.rows import delete_without_events
+from repository.generic.rows import delete_without_events, entity
 from repository.generic.versions import IfMatch, Row
 
 # Tables that may have very many rows of one account.

@@ -29,8 +29,7 @@ from repository.accounts import one_time_tokens, users
 from repository.accounts.one_time_tokens import DAYS_TO_ACTIVATE, Purpose
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
-from repository.generic.lists import one
-from repository.generic.rows import delete_without_events
+from repository.generic.rows import delete_without_events, one
 from repository.generic.versions import Row
 from repository.leases import has_expired, now_in_seconds
 

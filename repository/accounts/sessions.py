@@ -25,8 +25,8 @@ from repository.engine import rights
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic.cursors import Cursor, Ordering
-from repository.generic.lists import Listed, ListRequest, entities_of, entity, one
-from repository.generic.rows import delete_without_events
+from repository.generic.lists import Listed, ListRequest, entities_of
+from repository.generic.rows import delete_without_events, entity, one
 from repository.generic.versions import Row, changed_names
 from resources.accounts.credentials import Session
 

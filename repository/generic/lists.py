@@ -39,10 +39,10 @@ SKIPPED_ROWS_PER_COST = 2_000
 MAX_KEPT_STATEMENTS = 256
 # The long texts of a page are limited, because the page stays in memory until its client has read it.
 MAX_PAGE_BYTES = 4 * 1024 * 1024
-_SIZE, _SIZE_SO_FAR = "bytes", "bytes_so_far"
+_SIZE, SIZE_SO_FAR = "bytes", "bytes_so_far"
 CHARACTER_SIZE = 4  # the bytes of the widest characters in UTF-8
 # The number of bytes of a column, by whether the database is SQLite, of which old versions have no `octet_length`.
-_BYTES_OF = {True: 'length(CAST("{}" AS BLOB))', False: 'octet_length("{}")'}
+BYTES_OF = {True: 'length(CAST("{}" AS BLOB))', False: 'octet_length("{}")'}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +93,10 @@ class Shape:
     after: bool = False
     # Which values of the cursor are null, or None without a cursor.
     cursor_nulls: tuple[bool, ...] | None = None
-    # With an expression of `_BYTES_OF`, each row comes with the bytes of its long texts, alone and with those of all
+    # With an expression of `BYTES_OF`, each row comes with the bytes of its long texts, alone and with those of all
     # earlier rows of the page.
     measure: str = ""
+    extend: Extend | None = None  # returns the query with other rows before those of the page, in the same columns
 
     @property
     def selected(self) -> tuple[str, ...]:
@@ -106,6 +107,9 @@ class Shape:
     def is_sorted(self) -> bool:
         """Whether the rows have to be sorted. The index on the id yields the rows in the order of their ids."""
         return self.order[0][0] != "id"
+
+
+Extend = Callable[[sa.Select[Any], Shape], sa.Select[Any]]
 
 
 def _shape(table: Table, columns: tuple[str, ...], order: Order, page: ListRequest) -> Shape:
@@ -145,16 +149,14 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
     fits: ColumnElement[bool] | sa.TextClause = sa.true()
     if shape.measure:
         page = _measured(page, shape, names)
-        shown.append(_columns("page", (_SIZE_SO_FAR,)))
+        shown.append(_columns("page", (SIZE_SO_FAR,)))
         # The first row that does not fit is read, too, because it shows that the page is too large.
-        fits = sa.text(f'"page"."{_SIZE_SO_FAR}" - "page"."{_SIZE}" <= {MAX_PAGE_BYTES}')
+        fits = sa.text(f'"page"."{SIZE_SO_FAR}" - "page"."{_SIZE}" <= {MAX_PAGE_BYTES}')
     rows_of_page = page.subquery("page")
-    total = select(func.count()).select_from(counted).where(where).scalar_subquery()
-    return (
-        select(head.c.epoch, head.c.seq, total, *shown)
-        .select_from(head.outerjoin(rows_of_page, fits))
-        .order_by(_order("page", shape.order))
-    )
+    total = select(func.count()).select_from(counted).where(where).scalar_subquery().label("total")
+    query = select(head.c.epoch, head.c.seq, total, *shown).select_from(head.outerjoin(rows_of_page, fits))
+    query = query.order_by(_order("page", shape.order))
+    return query if shape.extend is None else shape.extend(query, shape)
 
 
 def _measured(page: sa.Select[Any], shape: Shape, names: Iterable[str]) -> sa.Select[Any]:
@@ -164,7 +166,7 @@ def _measured(page: sa.Select[Any], shape: Shape, names: Iterable[str]) -> sa.Se
     rows_of_page = page.add_columns(sa.text(f'{lengths or "0"} AS "{_SIZE}"')).subquery("rows")
     so_far = sa.text(
         f'sum("rows"."{_SIZE}") OVER (ORDER BY {_order("rows", shape.order)} ROWS UNBOUNDED PRECEDING)'
-        f' AS "{_SIZE_SO_FAR}"'
+        f' AS "{SIZE_SO_FAR}"'
     )
     return select(_columns("rows", (*names, _SIZE)), so_far).select_from(rows_of_page)
 
@@ -246,7 +248,7 @@ async def read(
     the databases need for a page.
     """
     if _needs_measure(shape, page.limit):
-        shape = replace(shape, measure=_BYTES_OF[database.is_sqlite])
+        shape = replace(shape, measure=BYTES_OF[database.is_sqlite])
 
     async def work(connection: AsyncConnection) -> list[Any]:
         if where is not None:
@@ -353,27 +355,16 @@ async def entities_of(
     where: ColumnElement[bool],
     public: Callable[[dict[str, Any]], dict[str, Any]],
     page: ListRequest,
+    extend: Extend | None = None,
 ) -> Listed[dict[str, Any]]:
-    """Return a page of a table that is not a resource, each row as `public` returns it. Raises Unavailable."""
+    """Return a page of the rows of a table that meet a condition, each as `public` returns it. Raises Unavailable."""
     table, order = ordering.table, ordering.order_of(page.sort, page.after)
-    shape = _shape(table, tuple(str(column.name) for column in table.columns), order, page)
+    shape = replace(_shape(table, tuple(str(column.name) for column in table.columns), order, page), extend=extend)
     found = await read(database, shape, where, page, lane_of(shape, page))
     return Listed([public(row) for row in rows.from_driver(table, found.rows)], found.total, found.head, found.end)
 
 
 # --- single rows
-
-
-def entity(row: sa.Row[Any]) -> dict[str, Any]:
-    """Return an SQLAlchemy row as a plain dict."""
-    # SQLAlchemy names some columns with a subclass of str, which the JSON encoder rejects as a key.
-    return {str(name): value for name, value in row._mapping.items()}
-
-
-async def one(connection: AsyncConnection, query: sa.Executable) -> dict[str, Any] | None:
-    """Return the only row of a query as a plain dict, or None when there is none."""
-    row = (await connection.execute(query)).one_or_none()
-    return entity(row) if row is not None else None
 
 
 async def find(database: Database, resource: Resource, name: int | str) -> dict[str, Any] | None:
@@ -391,11 +382,11 @@ async def find_by(database: Database, resource: Resource, column: str, value: in
 
     Raises Unavailable.
     """
-    shape = Shape(resource.table, resource.columns, (("id", False),), measure=_BYTES_OF[database.is_sqlite])
+    shape = Shape(resource.table, resource.columns, (("id", False),), measure=BYTES_OF[database.is_sqlite])
     page = select(_columns(resource.table.name, resource.columns)).where(resource.table.c[column] == value)
     page = page.order_by(resource.table.c.id).limit(limit)
     measured = _measured(page, shape, resource.columns).subquery("page")
-    fits = sa.text(f'"page"."{_SIZE_SO_FAR}" <= {MAX_PAGE_BYTES}')
+    fits = sa.text(f'"page"."{SIZE_SO_FAR}" <= {MAX_PAGE_BYTES}')
     found = (
         select(_columns("page", resource.columns)).select_from(measured).where(fits).order_by(sa.text('"page"."id"'))
     )

@@ -1,17 +1,18 @@
 """Updates the parents and children of a changed row, in the same transaction, with their events.
 
 A parent counts its children in a derived column; a new count does not raise its `version`. A child outlives its parent:
-deleting the parent clears the child's column by an ordinary edit, so that no user deletes what another user wrote.
+deleting the parent clears the child's column by an ordinary edit, so that no user deletes what another user wrote. The
+exception are children that are meaningless without their parent (`Parent.takes_children`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import orjson
-from sqlalchemy import select, update
+from sqlalchemy import ColumnElement, Table, delete, select, update
 
 from core.errors import Conflict
 from core.times import utc_now
@@ -35,31 +36,32 @@ async def recount(tx: Transaction, resource: Resource, before: Items, after: Ite
     for parent in resource.parents:
         changes = Counter(item[parent.column] for item in after if item[parent.column])
         changes.subtract(item[parent.column] for item in before if item[parent.column])
-        await _add(tx, parent, changes, actor_id)
+        await add_to_parents(tx, parent, changes, actor_id)
 
 
 async def release_children(tx: Transaction, resource: Resource, gone: Rows, actor_id: int | None) -> None:
-    """Clear the columns of children that refer to rows about to be deleted. Raises Conflict when there are more than
-    MAX_RELEASED_CHILDREN.
+    """Clear the columns of children that refer to rows about to be deleted, or delete these children, too. Raises
+    Conflict when there are more than MAX_RELEASED_CHILDREN.
     """
     for child, parent in children_of(resource):
         ids = [row["id"] for row in gone if row[parent.count]]
         number = sum(row[parent.count] for row in gone)
         if number > MAX_RELEASED_CHILDREN:
             has = f"{resource.singular.capitalize()} {ids[0]} has" if len(ids) == 1 else f"These {resource.name} have"
+            way = "" if parent.takes_children else f", or move them to another {resource.singular}"
             raise Conflict(
                 f"{has} {number} {child.name}, expected at most {MAX_RELEASED_CHILDREN}: first delete {child.name} with"
-                f" DELETE /{child.name}/bulk, or move them to another {resource.singular}"
+                f" DELETE /{child.name}/bulk{way}"
             )
-        if ids:
+        if ids and parent.takes_children:
+            await _take(tx, child, parent.column, ids, actor_id)
+        elif ids:
             await _orphan(tx, child, parent.column, ids, actor_id)
 
 
-async def _orphan(tx: Transaction, child: Resource, column: str, ids: Sequence[int], actor_id: int | None) -> None:
-    table = child.table
-    chosen = rows.one_of(tx.is_sqlite, table.c[column], ids)
+async def _locked(tx: Transaction, table: Table, chosen: ColumnElement[bool]) -> AsyncIterator[list[dict[str, Any]]]:
+    """Yield the rows in slices, in order of id, because a parent may have more children than one event can hold."""
     last = 0
-    # The children are read in slices, because a parent may have more children than one event can hold.
     while True:
         page = select(table.c.id).where(chosen, table.c.id > last).order_by(table.c.id).limit(MAX_EVENT_ITEMS)
         # This query locks the children, so that a child that has left its parent meanwhile is not among them.
@@ -67,7 +69,20 @@ async def _orphan(tx: Transaction, child: Resource, column: str, ids: Sequence[i
         if not found:
             return
         last = found[-1]
-        before = await rows.fetch_locked(tx, table, found)
+        yield await rows.fetch_locked(tx, table, found)
+
+
+async def _take(tx: Transaction, child: Resource, column: str, ids: Sequence[int], actor_id: int | None) -> None:
+    chosen = rows.one_of(tx.is_sqlite, child.table.c[column], ids)
+    async for gone in _locked(tx, child.table, chosen):
+        await emit_deletes(tx, child, gone, actor_id)
+    # One statement deletes them all, because they may refer to one another.
+    await tx.connection.execute(delete(child.table).where(chosen))
+
+
+async def _orphan(tx: Transaction, child: Resource, column: str, ids: Sequence[int], actor_id: int | None) -> None:
+    table = child.table
+    async for before in _locked(tx, table, rows.one_of(tx.is_sqlite, table.c[column], ids)):
         now = utc_now()
         after = [{**row, column: None, "version": row["version"] + 1, "updated_at": now} for row in before]
         await tx.connection.execute(
@@ -78,7 +93,7 @@ async def _orphan(tx: Transaction, child: Resource, column: str, ids: Sequence[i
         await emit_updates(tx, child, before, after, [column], actor_id)
 
 
-async def _add(tx: Transaction, parent: Parent, changes: Counter[int], actor_id: int | None) -> None:
+async def add_to_parents(tx: Transaction, parent: Parent, changes: Counter[int], actor_id: int | None) -> None:
     """Add `changes` to the counts of the parents, and emit the events."""
     ids = sorted(parent_id for parent_id, change in changes.items() if change)
     if ids:
@@ -102,6 +117,20 @@ async def add_to_counts(
     one = statement(f'UPDATE "{resource.table.name}" SET "{count}" = $1 WHERE id = $2')  # noqa: S608 (names of our own tables)
     await tx.execute_many(one, [(row[count], row["id"]) for row in after])
     await emit_updates(tx, resource, before, after, [count], actor_id)
+
+
+async def emit_deletes(tx: Transaction, resource: Resource, gone: Rows, actor_id: int | None) -> None:
+    """Emit a `delete` for one row, or a `delete_bulk` for several."""
+    if len(gone) == 1:
+        tx.emit(resource.name, "delete", gone[0], actor_id=actor_id, before=gone[0])
+        return
+    tx.emit_bulk(
+        resource.name,
+        "delete_bulk",
+        [str(row["id"]).encode() for row in gone],
+        actor_id=actor_id,
+        before=await rows.off_the_loop(len(gone), lambda: [orjson.dumps(row) for row in gone]),
+    )
 
 
 async def emit_updates(

@@ -10,8 +10,10 @@ from random import Random
 from typing import Any, TypeVar
 
 import orjson
+import sqlalchemy as sa
 from sqlalchemy import JSON, Boolean, Column, ColumnElement, Table, bindparam, delete, func, select, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import BigInteger, Text
 
 import models
@@ -130,6 +132,18 @@ def shown(column: Column[Any], value: Any) -> Any:
     """Convert a value from the driver's form to the form that clients see. Pure."""
     form = _FROM_DRIVER.get(type(column.type))
     return form(value) if form is not None else value
+
+
+def entity(row: sa.Row[Any]) -> dict[str, Any]:
+    """Return an SQLAlchemy row as a plain dict."""
+    # SQLAlchemy names some columns with a subclass of str, which the JSON encoder rejects as a key.
+    return {str(name): value for name, value in row._mapping.items()}
+
+
+async def one(connection: AsyncConnection, query: sa.Executable) -> dict[str, Any] | None:
+    """Return the only row of a query as a plain dict, or None when there is none."""
+    row = (await connection.execute(query)).one_or_none()
+    return entity(row) if row is not None else None
 
 
 async def fetch_locked(tx: Transaction, table: Table, ids: Sequence[int]) -> list[dict[str, Any]]:

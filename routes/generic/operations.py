@@ -32,7 +32,8 @@ def operations_of(resource: Resource) -> Operations:
     _declare_lists(made, resource)
     if resource.has_owner:
         _declare_lists_of_users(made, resource)
-    _declare_bulk(made, resource)
+    if not resource.has_own_writes:
+        _declare_bulk(made, resource)
     if resource.generated:
         _declare_generation(made, resource)
     _declare_single(made, resource)
@@ -60,18 +61,21 @@ def _create_errors(resource: Resource) -> tuple[int, ...]:
 def _declare_lists(made: Operations, resource: Resource) -> None:
     by, only = _bound_to(resource), _by_writers(resource)
     name, path, filtered = resource.name, f"/{resource.name}", Details(filters=resource.fields)
-    entities, labels = _rows(resource.entity), _rows(resource.label_model)
+    entities = _rows(resource.entity)
     order = ordering_of(resource)
     made.listing(path, f"List {name}", entities, order, filtered)(by(handlers.list_all))
-    added, errors = {201: resource.entity}, _create_errors(resource)
-    made.post(path, f"Add {resource.a_singular}{only}", added, CREATE, body=resource.body, errors=errors)(
-        by(handlers.create)
-    )
+    if not resource.has_own_writes:
+        added, errors = {201: resource.entity}, _create_errors(resource)
+        made.post(path, f"Add {resource.a_singular}{only}", added, CREATE, body=resource.body, errors=errors)(
+            by(handlers.create)
+        )
     counted = {200: schemas.Count}
     made.get(f"{path}/count", f"Count {name}", counted, filtered, answer_headers=("Stream-Position",))(
         by(handlers.count)
     )
-    made.listing(f"{path}/names", f"List the {resource.label}s of {name}", labels, order, filtered)(by(handlers.names))
+    if resource.label:
+        labels, summary = _rows(resource.label_model), f"List the {resource.label}s of {name}"
+        made.listing(f"{path}/names", summary, labels, order, filtered)(by(handlers.names))
 
 
 def _declare_lists_of_users(made: Operations, resource: Resource) -> None:
@@ -84,8 +88,9 @@ def _declare_lists_of_users(made: Operations, resource: Resource) -> None:
         by(handlers.list_by_username)
     )
     made.listing(of_user, f"List a user's {name}", entities, order, filtered, errors=(404,))(by(handlers.list_by_user))
-    added, summary = {201: resource.entity}, f"Add {resource.a_singular} as this user"
-    made.post(of_user, summary, added, CREATE, body=resource.body, errors=(403, 409))(by(handlers.create))
+    if not resource.has_own_writes:
+        added, summary = {201: resource.entity}, f"Add {resource.a_singular} as this user"
+        made.post(of_user, summary, added, CREATE, body=resource.body, errors=(403, 409))(by(handlers.create))
 
 
 def _declare_bulk(made: Operations, resource: Resource) -> None:
@@ -157,6 +162,8 @@ def _declare_single(made: Operations, resource: Resource) -> None:
         made.get(path, f"Get {one}, by id or code", changed, get)(by(handlers.get_by_id_or_code))
     else:
         made.get(path, f"Get {one}", changed, get)(by(handlers.get_one))
+    if resource.has_own_writes:
+        return
     # The name of a linked row is also in the rows that show it.
     edit = EDIT | Details(errors=(403, 404, 409, 413)) if links_to(resource) else EDIT
     made.put(path, f"Replace {one}{only}", changed, edit, body=resource.body)(by(handlers.replace))

@@ -231,7 +231,8 @@ def titles(frames: list[dict[str, Any]]) -> set[str]:
 
 def movie_row(number: int, audience: str) -> dict[str, Any]:
     moment = "2026-01-01T00:00:00.000000Z"
-    fields = {"id": number, "title": f"P {audience}", "user_id": 0, "characters_count": 0, "version": 1}
+    counts = {"characters_count": 0, "comments_count": 0}
+    fields = {"id": number, "title": f"P {audience}", "user_id": 0, **counts, "version": 1}
     return {**MOVIES.defaults, **fields, "created_at": moment, "updated_at": moment}
 
 

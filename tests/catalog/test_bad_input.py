@@ -73,6 +73,7 @@ MOVIE_FAULTS: dict[str, list[Any]] = {
     "id": [1],
     "version": [1],
     "characters_count": [7],
+    "comments_count": [7],
     "created_at": ["2000-01-01T00:00:00Z"],
     "titel": ["x"],
     "": ["x"],

@@ -225,7 +225,7 @@ async def store(database: Database, table: Table, rows: Sequence[dict[str, Any]]
 async def test_a_walk_is_the_sorted_list(database: Database) -> None:
     """Walk random rows with nulls and ties in random orders, with and without a filter, an offset and an `after`."""
     chance = random.Random(7)
-    others = {"languages": [], "genres": [], "characters_count": 0, "version": 1}
+    others = {"languages": [], "genres": [], "characters_count": 0, "comments_count": 0, "version": 1}
     rows = [
         {**others, **{name: chance.choice(values) for name, values in SORTED.items() if values}, "id": number}
         for number in range(1, 26)
@@ -260,8 +260,8 @@ async def test_a_walk_through_labels_and_through_booleans_is_the_sorted_list(dat
         for number in range(1, 16)
     ]
     await store(database, models.users, rows)
-    named = ({"languages": [], "genres": [], "characters_count": 0, **others} for _ in rows)
-    shared = ("languages", "genres", "characters_count", "version", "created_at", "updated_at")
+    named = ({"languages": [], "genres": [], "characters_count": 0, "comments_count": 0, **others} for _ in rows)
+    shared = ("languages", "genres", "characters_count", "comments_count", "version", "created_at", "updated_at")
     films = [
         {name: row[name] for name in shared}
         | {"id": number, "title": f"{number}", "rating": chance.choice([1, None]), "release_date": None}

@@ -80,12 +80,20 @@ FIELDS: Mapping[str, Mapping[str, st.SearchStrategy[Any]]] = {
         "duration_minutes": _ops(NUMBERS[1:], *_NUMBER),
         "budget": _ops(NUMBERS, *_NUMBER),
         "characters_count": _ops((0, 1, 2, 3), *_NUMBER),
+        "comments_count": _ops((0, 1, 2, 3), *_NUMBER),
     },
     "characters": {
         **_CATALOG,
         "name": _ops(_PARTS, *_TEXT),
         "movie_id": _ops(("@movie0", "@movie1", "@movie2", "@middle"), *_NUMBER),
         "actor_id": _ops(("@movie0", "@movie1", "@movie2", "@middle"), *_NUMBER),
+    },
+    "comments": {
+        **{name: values for name, values in _CATALOG.items() if name != "description"},
+        "text": _ops(_PARTS, *_TEXT),
+        "movie_id": _ops(("@movie0", "@movie1", "@movie2", "@middle"), *_NUMBER),
+        "depth": _ops((0, 1, 2), *_NUMBER),
+        "replies_count": _ops((0, 1, 2), *_NUMBER),
     },
     "genres": {
         **{name: values for name, values in _CATALOG.items() if name != "user_id"},

@@ -40,7 +40,7 @@ ENVELOPE_BYTES = 1_000  # upper bound of what a socket message adds to the body 
 BACKLOG = 8  # The next step is drawn only when no more than this many writes wait in a lane.
 # The expected statuses. 503 is missing, because no database is ever down in these tests.
 ANSWERS = frozenset({200, 201, 202, 204, 403, 404, 409, 429})
-PUBLIC = frozenset({"movies", "characters", "genres", "actors", "jobs"})
+PUBLIC = frozenset({"movies", "characters", "genres", "actors", "comments", "jobs"})
 
 T = TypeVar("T")
 
@@ -191,7 +191,7 @@ class World:
             case "add":
                 known.learn(write.resource, [body])
             case "add_bulk":
-                known.learn(write.resource, body["added"])
+                known.learn(write.resource, body.get("added", [body]))
             case "delete":
                 known.forget(write.resource, [int(path.rpartition("/")[2])])
             case "delete_bulk" | "delete_range":

@@ -39,8 +39,14 @@ class Seat:
     wishes: tuple[Wish, ...]
 
 
-ONE_TOPIC = (("movies",), ("movies",), ("movies",), ("characters",), ("genres",), ("actors",), ("jobs",))
-PUBLIC_TOPICS = (*ONE_TOPIC, ("movies", "characters"), ("genres", "movies"), ("characters", "movies", "jobs"))
+ONE_TOPIC = (("movies",), ("movies",), ("movies",), ("characters",), ("genres",), ("actors",), ("comments",), ("jobs",))
+PUBLIC_TOPICS = (
+    *ONE_TOPIC,
+    ("movies", "characters"),
+    ("movies", "comments"),
+    ("genres", "movies"),
+    ("characters", "movies", "jobs"),
+)
 
 
 def wishes(topics: Sequence[tuple[str, ...]] = PUBLIC_TOPICS) -> st.SearchStrategy[Wish]:

@@ -12,7 +12,7 @@ from tests.support.service import PASSWORD
 
 Row = dict[str, Any]
 
-CATALOG = ("movies", "characters", "genres", "actors")
+CATALOG = ("movies", "characters", "genres", "actors", "comments")
 ADMIN = 2  # the admin's index; 0 and 1 are users
 LONG = "a long story " * 500  # a few dozen texts of this length fill the buffers of an unread socket
 AGENTS = ("harry/1.0", "Lime 2", "cafe", "")
@@ -107,6 +107,10 @@ def call(write: Write, known: Known) -> Call | None:
     path, many = f"/{write.resource}", f"/{write.resource}/bulk"
     one = known.pick(chance, write.resource, write.who, 1)
     match write.kind:
+        case "add" | "add_bulk" if write.resource == "comments":
+            return _comment(chance, known)
+        case "patch_bulk" if write.resource == "comments":
+            return Call("PATCH", f"{path}/{one[0]}", fields(chance, "comments", known)) if one else None
         case "add":
             return Call("POST", path, fields(chance, write.resource, known))
         case "put" | "patch" if one:
@@ -137,6 +141,15 @@ def call(write: Write, known: Known) -> Call | None:
         case "cancel" if known.jobs:
             return Call("DELETE", f"/jobs/{chance.choice(known.jobs[-3:])}")
     return _account_call(write, known, chance)
+
+
+def _comment(chance: Random, known: Known) -> Call | None:
+    """Return a comment on one of the newest movies, or a reply to a comment, which may have been deleted."""
+    movies, comments = sorted(known.owners["movies"])[-4:], sorted(known.owners["comments"])[-8:]
+    body = fields(chance, "comments", known)
+    if comments and chance.random() < 0.6:
+        return Call("POST", f"/comments/{chance.choice(comments)}/replies", body)
+    return Call("POST", f"/movies/{chance.choice(movies)}/comments", body) if movies else None
 
 
 def _account_call(write: Write, known: Known, chance: Random) -> Call | None:
@@ -182,6 +195,8 @@ def fields(chance: Random, resource: str, known: Known, *, part: bool = False) -
             "genres": chance.sample(GENRES, chance.randrange(4)),
             "actors": chance.sample(_actors(known), chance.randrange(3)),
         }
+    elif resource == "comments":
+        return {"text": chance.choice((*(word for word in WORDS if len(word) > 1), LONG[:9_000]))}
     elif resource == "genres":
         # Genres that movies show are often renamed.
         row = {"name": chance.choice((*GENRES, _title(chance))), "description": _prose(chance)}

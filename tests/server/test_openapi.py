@@ -19,24 +19,34 @@ from routes import table
 from tests.support.backends import SQLITE_ONLY
 from tests.support.pages import assert_self_contained, policy_of
 from tests.support.programs import output_of
+from tests.support.requests import ok
 from tests.support.service import Service
 
 MAX_EXAMPLES = 6
 CATALOG = ("movies", "characters", "genres", "actors", "countries", "languages")
 CLI = Path(sys.executable).with_name("schemathesis")
 # Lists with the same query parameters as another list; they differ only in the response or in the owner of the rows.
-TWINS = {
-    twin: f"/{name}"
-    for name in ("movies", "characters")
-    for twin in (
-        *(f"/{name}/{part}" for part in ("user", "username/{username}", "names", "count")),
-        f"/users/{{user_id}}/{name}",
-    )
-} | {f"/{name}/{{id}}/movies": "/movies" for name in ("genres", "actors", "countries", "languages")}
+LISTS_OF_COMMENTS = (
+    *(f"/comments/{part}" for part in ("user", "username/{username}", "count", "{id}/replies")),
+    *("/users/{user_id}/comments", "/movies/{id}/comments"),
+)
+TWINS = (
+    {
+        twin: f"/{name}"
+        for name in ("movies", "characters")
+        for twin in (
+            *(f"/{name}/{part}" for part in ("user", "username/{username}", "names", "count")),
+            f"/users/{{user_id}}/{name}",
+        )
+    }
+    | {f"/{name}/{{id}}/movies": "/movies" for name in ("genres", "actors", "countries", "languages")}
+    | dict.fromkeys(LISTS_OF_COMMENTS, "/comments")
+)
 # Writes with the same body as another write; they differ only in the owner or in the required rights.
 BODY_TWINS = {
     ("post", "/users/{user_id}/movies"): "/movies",
     ("post", "/users/{user_id}/characters"): "/characters",
+    ("post", "/comments/{id}/replies"): "/movies/{id}/comments",
     ("post", "/users"): "/auth/register",
     ("post", "/users/{id}/profile"): "/users/me/profile",
     ("put", "/users/{id}/profile"): "/users/me/profile",
@@ -170,8 +180,13 @@ async def test_every_documented_condition_is_accepted_and_checked(service: Servi
     assert len(lists) > 10
     async with service.admin() as chief:
         await chief.add("actors")  # with the id 1, if it is the first
+        movie = await chief.add()
+        text = {"text": "Splendid"}
+        comment = await ok(chief.http.post(f"/movies/{movie['id']}/comments", json=text), 201)
+        ids = {"movies": movie["id"], "comments": comment["id"]}
         for template, operation in lists.items():
-            path = template.format(user_id=chief.id, username=chief.name, id=1)
+            id_ = ids.get(template.split("/")[1], 1)
+            path = template.format(user_id=chief.id, username=chief.name, id=id_)
             filters = filters_of(operation)
             ends = {name: ends_of(schema) for name, schema in filters.items()}
             for end in (0, 1):
@@ -269,7 +284,7 @@ LINKED = {
 }
 # A range is valid only if its second id is not below the first. No schema can express this for two parameters, so the
 # 422 for a reversed range would count as the rejection of a valid request. `tests/catalog/test_bulk.py` tests ranges.
-RANGES = tuple(f"delete_{name}_bulk_by_start_id_by_end_id" for name in CATALOG)
+RANGES = tuple(f"delete_{name}_bulk_by_start_id_by_end_id" for name in (*CATALOG, "comments"))
 # These operations would end the session that all other requests need.
 ENDS_THE_SESSION = (
     "post_auth_logout", "delete_auth_sessions", "delete_auth_sessions_by_id", "delete_users_me", "delete_users_by_id",

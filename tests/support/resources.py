@@ -80,7 +80,7 @@ BOTH = pytest.mark.parametrize("kind", [MOVIES, CHARACTERS], ids=lambda kind: ki
 
 
 def derived(kind: ResourceCase) -> dict[str, Any]:
-    return {"characters_count": 0} if kind is MOVIES else {}
+    return {"characters_count": 0, "comments_count": 0} if kind is MOVIES else {}
 
 
 def as_added(kind: ResourceCase, given: dict[str, Any], row: dict[str, Any], owner: Person) -> dict[str, Any]:
@@ -124,7 +124,8 @@ async def contents(service: Service) -> tuple[Any, ...]:
     counts = [
         f"(SELECT COALESCE(SUM({expression}), 0) FROM {table})"
         for table, expression in (
-            ("movies", "id * version + characters_count"),
+            ("movies", "id * version + characters_count + comments_count"),
+            ("comments", "id * version + replies_count"),
             ("characters", "id * version + COALESCE(movie_id, 0) + COALESCE(actor_id, 0)"),
             ("actors", "id * version + characters_count"),
             *((name, "id * version + movies_count") for name in ("genres", "actors", "countries", "languages")),

@@ -1,0 +1,1 @@
+"""Operations for what users write about movies: comments."""
