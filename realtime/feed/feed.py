@@ -8,7 +8,7 @@ Invariants:
   bus therefore lags, but misses no event.
 - A new epoch means that the log was replaced: the `on_reset` listeners start over. A head that moved backwards, or
   another event with a number that the feed has passed on, means that the log has lost its newest events: the feed gives
-  the log a new epoch.
+  the log a new epoch. Each poll therefore also reads what identifies the event at the feed's head.
 - `database.newest` learns every committed position that the feed learns.
 
 `offer`, `offer_head` and `poll_now` never wait and may be called from anywhere in the event loop. Cancelling `run`
@@ -71,6 +71,7 @@ class Feed:
         self._pending: dict[int, Event] = {}
         self._pending_bytes = 0
         self._conflict: str | None = None  # the epoch in which one number has belonged to two events
+        self._mark: tuple[Head, event_log.Mark | None] | None = None  # for a head whose event the ring does not hold
         self._target = 0  # the highest number that is known to be in the log
         self._poll_due = asyncio.Event()
         self._moved = asyncio.Event()  # replaced by a new asyncio.Event each time it is set
@@ -147,6 +148,14 @@ class Feed:
             self._conflict = event.epoch
             self.poll_now()
 
+    def _is_replaced(self, seen: Head, mark: event_log.Mark | None) -> bool:
+        """Return whether the log holds another event than the feed at `seen`, given the log's mark of that number."""
+        if (event := self.ring.at(seen.seq)) is not None:
+            self._mark = (seen, event_log.mark_of(event))
+        elif self._mark is None or self._mark[0] != seen:
+            self._mark = (seen, mark)
+        return mark is not None and self._mark[1] is not None and mark != self._mark[1]
+
     def _hold(self, event: Event) -> None:
         self.database.newest.note(event)
         self._raise_target(event.seq)
@@ -196,7 +205,7 @@ class Feed:
             self._poll_due.clear()
             seen = self.head
             try:
-                found = await event_log.head(self.database)
+                found, mark = await event_log.head_and_mark(self.database, seen.seq)
             except Unavailable:
                 self._note_database(is_up=False)
                 await asyncio.sleep(backoff)
@@ -206,7 +215,9 @@ class Feed:
             self._note_database(is_up=True)
             if found.epoch != self.head.epoch:
                 self._reset(found)
-            elif found.epoch == seen.epoch and (found.seq < seen.seq or found.epoch == self._conflict):
+            elif found.epoch == seen.epoch and (
+                found.seq < seen.seq or found.epoch == self._conflict or self._is_replaced(seen, mark)
+            ):
                 await self._renew_epoch(seen)
             elif found.seq > self.head.seq:
                 self._raise_target(found.seq)
@@ -362,10 +373,13 @@ class Feed:
         if current is not None:
             await asyncio.wait({current})
         self._current_head_read, self._next_head_read = self._next_head_read, None
-        generation = self.generation
+        generation, seen = self.generation, self.head
         try:
-            found = await event_log.head(self.database)
+            found, mark = await event_log.head_and_mark(self.database, seen.seq)
         except Unavailable:
+            return
+        if seen.epoch == found.epoch == self.head.epoch and self._is_replaced(seen, mark):
+            self.poll_now()
             return
         deadline = asyncio.get_running_loop().time() + REACH_SECONDS
         while self._is_before(found, generation):

@@ -9,6 +9,7 @@ below it, and detects a lost event as a gap in the numbers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from types import NoneType
 from typing import Any
 
@@ -25,7 +26,13 @@ from repository.engine.statement import statement
 from repository.engine.transaction import Transaction
 
 HEAD_ID = 1
+# What tells an event from another one with its number, in another history of the log.
+Mark = tuple[str | int | None, ...]
 HEAD = statement("SELECT epoch, seq FROM event_head WHERE id = 1")
+HEAD_AND_MARK = statement(
+    "SELECT event_head.epoch, event_head.seq, topic, operation, entity_id, actor_id, created_at FROM event_head"
+    " LEFT JOIN events ON events.seq = $1 WHERE event_head.id = 1"
+)
 _MAYBE_STRING, _MAYBE_BYTES, _MAYBE_INT = (str, NoneType), (bytes, NoneType), (int, NoneType)
 # The Python types of seq, topic, operation, entity_id, audience, payload, before, changed, actor_id and created_at.
 _COLUMN_FORMS: tuple[Any, ...] = (
@@ -37,6 +44,20 @@ _SIZE = func.length(models.events.c.payload) + func.coalesce(func.length(models.
 async def head(database: Database) -> Head:
     """Return the log's epoch and its newest number. Raises Unavailable."""
     return head_of(await database.fetch(HEAD))
+
+
+async def head_and_mark(database: Database, seq: int) -> tuple[Head, Mark | None]:
+    """Return the head, and the mark of the event `seq`, or None if the log does not hold it. Raises Unavailable."""
+    found = await database.fetch(HEAD_AND_MARK, seq)
+    head = head_of(found)
+    *fields, created_at = found[0][2:]
+    if created_at is None:
+        return head, None
+    return head, (*fields, utc_text(created_at) if isinstance(created_at, datetime) else created_at)
+
+
+def mark_of(event: Event) -> Mark:
+    return (event.topic, event.operation, event.entity_id, event.actor_id, event.created_at)
 
 
 async def _head(connection: AsyncConnection) -> Head:

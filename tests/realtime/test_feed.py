@@ -299,6 +299,42 @@ async def test_another_event_with_a_known_number_renews_the_epoch(
     await unaware.close()
 
 
+@pytest.mark.parametrize("rewritten", [1, 2])
+async def test_an_idle_feed_without_a_bus_notices_that_its_newest_event_was_replaced(
+    database: Database, monkeypatch: pytest.MonkeyPatch, rewritten: int
+) -> None:
+    monkeypatch.setattr(feed, "POLL_SECONDS_SHARED", 60)
+    other, unaware = Database(database.url), Database(database.url)
+    resets: list[Head] = []
+    async with following(database) as (followed, seen):
+        followed.on_reset.append(resets.append)
+        events = await write(other, 3)
+        followed.poll_now()
+        await eventually(lambda: len(seen) == 3, "the feed has read the log", 5)
+        for _ in range(3):
+            followed.poll_now()
+            await eventually(lambda: not followed._poll_due.is_set(), "the feed polls", 5)
+        assert not resets
+        await lose_newest(database.url, 1)
+        again = await write(unaware, rewritten)
+        assert (again[0].epoch, again[0].seq) == (events[2].epoch, events[2].seq), "the writer knew of no lost event"
+        followed.poll_now()
+        await eventually(lambda: resets, "the feed starts over", 5)
+        assert (followed.head.epoch != again[-1].epoch, followed.head.seq) == (True, again[-1].seq)
+        assert seen == [1, 2, 3], "no event of the other history follows the lost one"
+        # The ring is empty now, but the next poll remembers what identifies the event at the head.
+        followed.poll_now()
+        await eventually(lambda: followed._mark is not None and followed._mark[0] == followed.head, "a poll follows", 5)
+        await lose_newest(database.url, 1)
+        another = Database(database.url)
+        await write(another, 1)
+        await another.close()
+        followed.poll_now()
+        await eventually(lambda: len(resets) == 2, "the feed starts over again", 5)
+    await other.close()
+    await unaware.close()
+
+
 class BreakingWriter:
     """A writer whose next write raises an error if `breaks` is set, as a write to a closing transport may."""
 

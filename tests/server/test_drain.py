@@ -202,8 +202,9 @@ async def _not_ready(client: httpx.AsyncClient) -> Any:
 async def unread_responses(service: Service) -> AsyncIterator[None]:
     """Request large responses, and do not read them."""
     async with service.admin() as admin:
-        await admin.add_bulk([{"title": f"movie {number}", "description": "é" * 9_000} for number in range(460)])
-    # Each response has eight megabytes. The kernel buffers at most four, so the response cannot be sent completely.
+        await admin.add_bulk([{"title": f"movie {number}", "description": '"' * 9_000} for number in range(460)])
+    # Each response has eight megabytes, because each quotation mark becomes two characters. The kernel buffers at most
+    # four, so the response cannot be sent completely.
     async with AsyncExitStack() as stack:
         for _ in range(4):
             reader, _ = await stack.enter_async_context(raw(service, get("/movies?limit=460"), receives=2**16))
