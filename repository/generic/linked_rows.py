@@ -30,27 +30,21 @@ def require_few(resource: Resource, before: Sequence[Row], after: Sequence[Row])
     """Raise Conflict when an edit would change too many rows that show the edited rows, or a code that rows show."""
     for owner, link in links_to(resource):
         renamed = [old for old, new in zip(before, after, strict=True) if old[link.shown] != new[link.shown]]
-        number = sum(row[link.count] for row in renamed)
         if link.table is not None:
             _require_few(resource, renamed, owner, link)
-        elif number:
+        elif used := next((row["id"] for row in renamed if row[link.count]), None):
             raise Conflict(
-                f"{_named(resource, renamed)} the {link.shown} that {number} {owner.name} show, so it cannot change: "
+                f"{owner.name.capitalize()} show the {link.shown} of {resource.singular} {used}, so it cannot change: "
                 f"first set another {link.column} with PATCH /{owner.name}/bulk"
             )
 
 
-def _named(resource: Resource, found: Sequence[Row]) -> str:
-    if len(found) == 1:
-        return f"{resource.singular.capitalize()} {found[0]['id']} has"
-    return f"These {resource.name} have"
-
-
-def _require_few(resource: Resource, before: Sequence[Row], owner: Resource, link: Link) -> None:
-    number = sum(row[link.count] for row in before)
+def _require_few(resource: Resource, found: Sequence[Row], owner: Resource, link: Link) -> None:
+    number = sum(row[link.count] for row in found)
     if number > MAX_CHANGED_ROWS:
+        one, many = f"{resource.singular.capitalize()} {found[0]['id']} has", f"These {resource.name} have"
         raise Conflict(
-            f"{_named(resource, before)} {number} {owner.name}, expected at most {MAX_CHANGED_ROWS}: first delete "
+            f"{one if len(found) == 1 else many} {number} {owner.name}, expected at most {MAX_CHANGED_ROWS}: first delete "
             f"{owner.name} with DELETE /{owner.name}/bulk, or change their {link.column} with PATCH /{owner.name}/bulk"
         )
 
