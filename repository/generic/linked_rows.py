@@ -44,8 +44,9 @@ def _require_few(resource: Resource, found: Sequence[Row], owner: Resource, link
     if number > MAX_CHANGED_ROWS:
         one, many = f"{resource.singular.capitalize()} {found[0]['id']} has", f"These {resource.name} have"
         raise Conflict(
-            f"{one if len(found) == 1 else many} {number} {owner.name}, expected at most {MAX_CHANGED_ROWS}: first delete "
-            f"{owner.name} with DELETE /{owner.name}/bulk, or change their {link.column} with PATCH /{owner.name}/bulk"
+            f"{one if len(found) == 1 else many} {number} {owner.name}, expected at most {MAX_CHANGED_ROWS}: first "
+            f"delete {owner.name} with DELETE /{owner.name}/bulk, or change their {link.column} with "
+            f"PATCH /{owner.name}/bulk"
         )
 
 
