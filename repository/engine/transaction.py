@@ -52,6 +52,7 @@ class Transaction:
     writer: Identity | None = None
     drafts: list[Draft] = field(default_factory=list)
     size: int = 0  # the total size of the drafts, in bytes
+    max_size: int = MAX_TRANSACTION_BYTES
     on_position: list[Callable[[Head], Awaitable[None]]] = field(default_factory=list)
     lock_waits: LockWaits = field(default_factory=LockWaits)
     newest: Newest = field(default_factory=Newest)
@@ -141,15 +142,15 @@ class Transaction:
 
     def _append(self, draft: Draft) -> None:
         self.size += len(draft.payload) + (len(draft.before) if draft.before is not None else 0)
-        require_fits(self.size)
+        require_fits(self.size, self.max_size)
         self.drafts.append(draft)
 
 
-def require_fits(size: int) -> None:
+def require_fits(size: int, max_size: int = MAX_TRANSACTION_BYTES) -> None:
     """Raise ContentTooLarge if rows of `size` bytes are more than one transaction may write."""
-    if size > MAX_TRANSACTION_BYTES:
+    if size > max_size:
         raise ContentTooLarge(
-            f"Expected a request that changes at most {MAX_TRANSACTION_BYTES:,} bytes of rows: change fewer rows at a "
+            f"Expected a request that changes at most {max_size:,} bytes of rows: change fewer rows at a "
             "time; if other rows refer to them, change those first"
         )
 

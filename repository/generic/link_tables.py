@@ -55,9 +55,10 @@ def _lock_statement(link: Link, has_ids: bool, has_keys: bool) -> Statement:
             f'SELECT (SELECT {end}(id) FROM {table} WHERE "{key}" = wanted.value) FROM wanted'  # noqa: S608 (names of our own tables)
             for end in ("min", "max")
         )
-        form = f"id IN (WITH wanted(value) AS ({{}}) {ends})"
-        postgresql.append(form.format(f"SELECT unnest(${number}::text[])"))
-        sqlite.append(form.format("SELECT value FROM json_each(?)"))
+        form = f"(WITH wanted(value) AS ({{}}) {ends})"
+        # PostgreSQL searches the index for the values of an array even if there is an OR, but not for those of a query.
+        postgresql.append("id = ANY(ARRAY" + form.format(f"SELECT unnest(${number}::text[])") + ")")
+        sqlite.append("id IN " + form.format("SELECT value FROM json_each(?)"))  # noqa: S608 (names of our own tables)
     query = f"SELECT {columns} FROM {table} WHERE "  # noqa: S608 (names of our own tables)
     return Statement(
         f"{query}{' OR '.join(sqlite)} ORDER BY id", f"{query}{' OR '.join(postgresql)} ORDER BY id FOR UPDATE"

@@ -1,11 +1,12 @@
 """Changes the rows that show a linked row, when the linked row is renamed or deleted, in the same transaction.
 
-The rows are read and written in slices, so that neither memory nor the event loop depends on their number.
+The rows are read and written in slices, so that the event loop is not blocked, however many they are. Their events stay
+in memory until COMMIT.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -14,41 +15,38 @@ from core.errors import Conflict
 from core.times import utc_now
 from repository.engine.transaction import MAX_EVENT_ITEMS, Transaction
 from repository.generic import link_tables, relations, rows
-from repository.generic.relations import MAX_RELEASED_CHILDREN
 from repository.generic.versions import BOOKKEEPING, Row
 from resources.registry import links_to
 from resources.resource import Link, Resource
 
+# A frequent genre may be shown by many movies. On SQLite, other writes wait for a few seconds while they are changed.
+MAX_CHANGED_ROWS = 100_000
+MAX_CHANGED_BYTES = 128 * 1024 * 1024
+
 Rows = Sequence[dict[str, Any]]
 
 
-def require_few(resource: Resource, before: Sequence[Row], changed: Collection[str]) -> None:
-    """Raise Conflict when a change of these columns would change too many other rows, or the code of a linked row."""
+def require_few(resource: Resource, before: Sequence[Row], after: Sequence[Row]) -> None:
+    """Raise Conflict when an edit would change too many rows that show the edited rows, or a code that rows show."""
     for owner, link in links_to(resource):
-        if link.shown in changed:
-            if link.table is None:
-                number = sum(row[link.count] for row in before)
-                if number:
-                    raise Conflict(
-                        f"{_named(resource, before)} the {link.shown} that {number} {owner.name} show, so it cannot "
-                        f"change: first set another {link.column} with PATCH /{owner.name}/bulk"
-                    )
-            else:
-                _require_few(resource, before, owner, link)
+        renamed = [old for old, new in zip(before, after, strict=True) if old[link.shown] != new[link.shown]]
+        if link.table is not None:
+            _require_few(resource, renamed, owner, link)
+        elif used := next((row["id"] for row in renamed if row[link.count]), None):
+            raise Conflict(
+                f"{owner.name.capitalize()} show the {link.shown} of {resource.singular} {used}, so it cannot change: "
+                f"first set another {link.column} with PATCH /{owner.name}/bulk"
+            )
 
 
-def _named(resource: Resource, found: Sequence[Row]) -> str:
-    if len(found) == 1:
-        return f"{resource.singular.capitalize()} {found[0]['id']} has"
-    return f"These {resource.name} have"
-
-
-def _require_few(resource: Resource, before: Sequence[Row], owner: Resource, link: Link) -> None:
-    number = sum(row[link.count] for row in before)
-    if number > MAX_RELEASED_CHILDREN:
+def _require_few(resource: Resource, found: Sequence[Row], owner: Resource, link: Link) -> None:
+    number = sum(row[link.count] for row in found)
+    if number > MAX_CHANGED_ROWS:
+        one, many = f"{resource.singular.capitalize()} {found[0]['id']} has", f"These {resource.name} have"
         raise Conflict(
-            f"{_named(resource, before)} {number} {owner.name}, expected at most {MAX_RELEASED_CHILDREN}: first delete "
-            f"{owner.name} with DELETE /{owner.name}/bulk, or change their {link.column} with PATCH /{owner.name}/bulk"
+            f"{one if len(found) == 1 else many} {number} {owner.name}, expected at most {MAX_CHANGED_ROWS}: first "
+            f"delete {owner.name} with DELETE /{owner.name}/bulk, or change their {link.column} with "
+            f"PATCH /{owner.name}/bulk"
         )
 
 
@@ -121,6 +119,7 @@ async def _clear(tx: Transaction, owner: Resource, link: Link, codes: Sequence[s
 async def _write(
     tx: Transaction, owner: Resource, link: Link, before: Rows, values: Mapping[int, Any], actor_id: int | None
 ) -> None:
+    tx.max_size = MAX_CHANGED_BYTES
     now = utc_now()
     after = [
         {**row, link.column: values[row["id"]], "version": row["version"] + 1, "updated_at": now} for row in before

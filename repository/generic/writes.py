@@ -259,7 +259,7 @@ async def edit(
     after, changed = _edited(before, resolved.items[0], resolved.relinked(0), utc_now())
     if not changed:
         return Stored(entity_id, before["version"], orjson.dumps(before))
-    linked_rows.require_few(resource, [before], changed)
+    linked_rows.require_few(resource, [before], [after])
     await rows.write_back(tx, resource.table, [after], (*changed, *BOOKKEEPING))
     payload = tx.emit(resource.name, "update", after, actor_id=identity.user_id, before=before, changed=changed)
     await relations.recount(tx, resource, [before], [after], identity.user_id)
@@ -292,7 +292,7 @@ async def edit_bulk(
         relinked.setdefault(entity_id, []).extend(resolved.relinked(position))
     done = await rows.off_the_loop(len(found), _edit_all, found, merged, relinked, utc_now())
     if done.after:
-        linked_rows.require_few(resource, done.before, done.changed)
+        linked_rows.require_few(resource, done.before, done.after)
         await rows.write_back(tx, resource.table, done.after, (*done.changed, *BOOKKEEPING))
         tx.emit_bulk(
             resource.name,

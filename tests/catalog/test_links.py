@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import httpx
 
+from repository.engine.transaction import MAX_TRANSACTION_BYTES
 from tests.support.requests import assert_problem, ok
 from tests.support.resources import head, links, locations, moderator, sql, watching
 from tests.support.service import Person, Service, Watcher
@@ -201,21 +202,41 @@ async def test_renaming_and_deleting_change_the_movies_that_show_it(service: Ser
             ("PATCH", f"/genres/{one['id']}", {"name": fresh("Three")}),
             ("DELETE", f"/genres/{one['id']}", None),
         ):
-            await sql(service, f"UPDATE genres SET movies_count = 10001 WHERE id = {one['id']}")
+            await sql(service, f"UPDATE genres SET movies_count = 100001 WHERE id = {one['id']}")
             answer = await chief.http.request(method, path, json=body)
             await sql(service, f"UPDATE genres SET movies_count = 1050 WHERE id = {one['id']}")
             assert_problem(answer, 409)
-            assert "10001 movies, expected at most 10000" in answer.json()["detail"]
+            assert "100001 movies, expected at most 100000" in answer.json()["detail"]
+
+
+async def test_a_rename_may_change_more_bytes_than_other_writes(service: Service) -> None:
+    async with service.person() as alice, service.admin() as chief:
+        one = await genre(chief, fresh("Long"))
+        rows = [{"title": f"M {n}", "description": "x" * 10_000, "genres": [one["id"]]} for n in range(850)]
+        ids = [row["id"] for _ in range(2) for row in await alice.add_bulk(rows)]
+        assert len(rows) * 2 * 10_000 > MAX_TRANSACTION_BYTES
+        assert_problem(await chief.http.request("DELETE", "/movies/bulk", json={"ids": ids}), 413)
+        name = fresh("Longer")
+        await ok(chief.http.patch(f"/genres/{one['id']}", json={"name": name}))
+        assert await ok(alice.http.get(f"/movies/count?genre={name}")) == {"count": len(ids)}
+        assert (await ok(alice.http.get(f"/movies/{ids[-1]}")))["genres"] == [name]
+        await alice.delete_bulk(ids[:850])
+        await alice.delete_bulk(ids[850:])
 
 
 async def test_a_country_keeps_its_code_while_movies_show_it_and_leaves_them_when_deleted(service: Service) -> None:
     async with service.person() as alice, service.admin() as chief:
         movie = await alice.add(country="NR")
         nauru = await ok(alice.http.get("/countries/nr"))
-        await chief.http.delete("/countries/VU")
+        vanuatu = await ok(alice.http.get("/countries/vu"))
+        assert (await chief.http.delete(f"/countries/{vanuatu['id']}")).status_code == 204
         answer = await chief.http.patch(f"/countries/{nauru['id']}", json={"code": "VU"})
         assert_problem(answer, 409)
-        await ok(chief.http.patch(f"/countries/{nauru['id']}", json={"name": "Republic of Nauru"}))
+        assert f"Movies show the code of country {nauru['id']}" in answer.json()["detail"]
+        # Its name may change, and so may the code of a country that no movie shows.
+        tuvalu = await ok(alice.http.get("/countries/tv"))
+        names = [{"id": nauru["id"], "name": "Republic of Nauru"}, {"id": tuvalu["id"], "code": "VU"}]
+        await ok(chief.http.patch("/countries/bulk", json=names))
         listed = await ok(alice.http.get("/countries/nr/movies"))
         assert listed == [movie] == await ok(alice.http.get(f"/countries/{nauru['id']}/movies"))
         async with watching(service) as watcher:
