@@ -55,20 +55,26 @@ async def _trees(database: Database, top: ColumnElement[bool], page: ListRequest
 def _with_replies(query: sa.Select[Any], shape: Shape, *, is_sqlite: bool) -> sa.Select[Any]:
     """Add the first replies of each row of the page, and the first replies of those, before the rows of the page.
 
-    The statement is text for the most part, like that of the page. Its columns are those of the page.
+    The statement is text for the most part, like that of the page. Its columns are those of the page. The ids are
+    selected first, so that the texts of at most MAX_TREE_COMMENTS replies of each level are read.
     """
-    shared = ["epoch", "seq", "total", *([lists.SIZE_SO_FAR] if shape.measure else [])]
+    shared = ["epoch", "seq", "total"]
+    measure = [lists.SIZE_SO_FAR] if shape.measure else []
+    names = _listed("page", (*shared, *shape.columns, *measure))
     levels = [query.cte("level_0")]
+    parts = [f'SELECT 0 AS "level", {names} FROM "level_0" AS "page"']  # noqa: S608 (names of our own tables)
     for number in range(1, REPLY_LEVELS + 1):
-        selected = ", ".join((*_named("above", shared), *_named("reply", shape.columns)))
-        source = f'"level_{number - 1}" AS "above" {_first_replies(is_sqlite)}'
-        level = sa.text(f"SELECT {selected} FROM {source}")  # noqa: S608 (names of our own tables)
+        ids = f'SELECT "reply"."id" FROM "level_{number - 1}" AS "above" {_first_replies(is_sqlite)}'  # noqa: S608 (as above)
+        level = sa.text(f'{ids} ORDER BY "reply"."id" LIMIT {MAX_TREE_COMMENTS}')
         levels.append(level.columns(sa.column("id")).cte(f"level_{number}"))
-    names = ", ".join(f'"{name}"' for name in ("epoch", "seq", "total", *shape.columns, *shared[3:]))
-    every = " UNION ALL ".join(
-        f'SELECT {number} AS "level", {names} FROM "level_{number}"'  # noqa: S608 (names of our own tables)
-        for number in range(REPLY_LEVELS + 1)
-    )
+        own = ", ".join(
+            filter(None, (_listed("head", shared), _listed("reply", shape.columns), _listed("head", measure)))
+        )
+        parts.append(
+            f'SELECT {number}, {own} FROM (SELECT * FROM "level_0" LIMIT 1) AS "head", "{TABLE.name}" AS "reply"'  # noqa: S608 (as above)
+            f' WHERE "reply"."id" IN (SELECT "id" FROM "level_{number}")'
+        )
+    every = " UNION ALL ".join(parts)
     # Replies of a higher level come later, so no reply fits if the comment above it does not.
     so_far = 'OVER (ORDER BY "level", "id" ROWS UNBOUNDED PRECEDING)'
     size = lists.BYTES_OF[is_sqlite].format("text")
@@ -84,17 +90,19 @@ def _with_replies(query: sa.Select[Any], shape: Shape, *, is_sqlite: bool) -> sa
     )
 
 
-def _named(of: str, names: Iterable[str]) -> list[str]:
-    return [f'"{of}"."{name}"' for name in names]
+def _listed(of: str, names: Iterable[str]) -> str:
+    return ", ".join(f'"{of}"."{name}"' for name in names)
 
 
 def _first_replies(is_sqlite: bool) -> str:
     """Return a join with the first replies of each row of `above`, which are found in the index of `parent_id`."""
-    replies = f'"{TABLE.name}" AS "first" WHERE "first"."parent_id" = "above"."id"'
-    first = f'{replies} ORDER BY "first"."id" LIMIT {MAX_SHOWN_REPLIES}'
+    first = (
+        f'SELECT "first"."id" FROM "{TABLE.name}" AS "first" WHERE "first"."parent_id" = "above"."id"'  # noqa: S608 (names of our own tables)
+        f' ORDER BY "first"."id" LIMIT {MAX_SHOWN_REPLIES}'
+    )
     if is_sqlite:  # SQLite has no LATERAL, and PostgreSQL would test every comment against the subquery of this IN
-        return f'CROSS JOIN "{TABLE.name}" AS "reply" ON "reply"."id" IN (SELECT "first"."id" FROM {first})'  # noqa: S608 (names of our own tables)
-    return f'CROSS JOIN LATERAL (SELECT "first".* FROM {first}) AS "reply"'  # noqa: S608 (names of our own tables)
+        return f'CROSS JOIN "{TABLE.name}" AS "reply" ON "reply"."id" IN ({first})'
+    return f'CROSS JOIN LATERAL ({first}) AS "reply"'
 
 
 def _nested(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -435,7 +435,7 @@ class Library:
     me: Identity
     movie_id: int
 
-    async def fill(self, parents: list[int | None]) -> list[int]:
+    async def fill(self, parents: list[int | None], words: str = "A remark. " * 10) -> list[int]:
         """Store a comment for each item: the position of the comment that it replies to, or None. Return the ids."""
         replies, depths = Counter(parents), dict[int | None, int]({None: -1})
         for place, parent in enumerate(parents):
@@ -445,7 +445,7 @@ class Library:
             ids = await rows.reserve_ids(tx, COMMENTS.table, len(parents))
             values = [
                 (
-                    "A remark. " * 10,
+                    words,
                     self.me.user_id,
                     self.movie_id,
                     None if parent is None else ids[parent],
@@ -476,13 +476,13 @@ async def library(database: Database) -> Library:
 
 
 @asynccontextmanager
-async def statements(database: Database) -> AsyncIterator[list[str]]:
-    """Collect the SQL text of the reads that go through SQLAlchemy."""
-    found: list[str] = []
+async def statements(database: Database) -> AsyncIterator[list[tuple[str, Any]]]:
+    """Collect the reads that go through SQLAlchemy: their SQL text and their parameters."""
+    found: list[tuple[str, Any]] = []
     engines = {reader.sync_engine for reader in database._engines.readers.values()}
 
-    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        found.append(statement)
+    def note(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        found.append((statement, parameters))
 
     for engine in engines:
         event.listen(engine, "before_cursor_execute", note)
@@ -508,6 +508,13 @@ async def test_a_page_of_ten_thousand_comments_is_one_statement_on_indexes(libra
     async with statements(library.database) as many:
         page = await comment_trees.on_movie(library.database, library.movie_id, ListRequest(offset=100))
     assert len(few) == len(many) == 1
+    if library.database.is_sqlite:
+        async with library.database.read() as connection:
+            query, parameters = many[0]
+            plan = (await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", parameters)).all()
+        assert [
+            row.detail for row in plan if row.detail.startswith(("SCAN comments", "SCAN first", "SCAN reply"))
+        ] == []
     assert page.total == 100 + parents.count(None)
     assert size(page.rows) > 300
     # The limit is the same with more comments: those of the first level come first.
@@ -521,6 +528,13 @@ async def seconds_of_a_page(library: Library) -> float:
     start = time.perf_counter()
     await comment_trees.on_movie(library.database, library.movie_id, ListRequest(offset=100))
     return time.perf_counter() - start
+
+
+async def test_a_page_ends_before_its_texts_are_too_long(library: Library) -> None:
+    ids = await library.fill([None] * 100 + [place // 5 for place in range(500)], "x" * 10_000)
+    page = await comment_trees.on_movie(library.database, library.movie_id, ListRequest(limit=100))
+    assert (len(page.rows), size(page.rows)) == (100, 4 * 1024 * 1024 // 10_000)
+    assert [reply["id"] for tree in page.rows for reply in tree["replies"]] == ids[100 : size(page.rows)]
 
 
 async def test_replies_have_a_greatest_depth_and_deleting_the_last_removes_the_chain(library: Library) -> None:
