@@ -15,7 +15,7 @@ from pydantic import MISSING, BaseModel, Field, create_model
 
 import models
 import resources
-from resources.resource import Parent, Resource
+from resources.resource import Parent, PartOf, Resource
 
 MAX_INCLUDED = 1_000
 
@@ -33,6 +33,11 @@ RESOURCES: Sequence[Resource] = _declared()
 def children_of(resource: Resource) -> list[tuple[Resource, Parent]]:
     """Return the resources whose rows can refer to a row of `resource`, each with its relation."""
     return [(child, parent) for child in RESOURCES for parent in child.parents if parent.resource is resource]
+
+
+def parts_of(resource: Resource) -> list[tuple[Resource, PartOf]]:
+    """Return the resources whose rows are deleted with a row of `resource`, each with its relation."""
+    return [(part, whole) for part in RESOURCES for whole in part.part_of if whole.resource is resource]
 
 
 def found_model(resource: Resource) -> type[BaseModel]:

@@ -20,7 +20,7 @@ from core.identity import Identity, unique_key
 from core.times import utc_now
 from repository.accounts import audit
 from repository.engine.transaction import Transaction, former_values
-from repository.generic import conflicts, relations, rows
+from repository.generic import conflicts, parts, relations, rows
 from repository.generic.conflicts import Refusal
 from repository.generic.versions import BOOKKEEPING, IfMatch, Row, changed_names, require_version
 from resources.resource import Resource
@@ -266,6 +266,7 @@ async def remove(tx: Transaction, resource: Resource, identity: Identity, entity
     """Delete one entity. Raises NotFound, Forbidden or PreconditionFailed."""
     row = await _one(tx, resource, identity, entity_id, if_match)
     await relations.release_children(tx, resource, [row], identity.user_id)
+    await parts.delete_parts(tx, resource, [row], identity.user_id)
     await tx.connection.execute(delete(resource.table).where(resource.table.c.id == entity_id))
     tx.emit(resource.name, "delete", row, actor_id=identity.user_id, before=row)
     await relations.recount(tx, resource, [row], (), identity.user_id)
@@ -281,6 +282,7 @@ async def remove_bulk(tx: Transaction, resource: Resource, identity: Identity, i
         return BulkResult([], wanted)
     gone = list(found.values())
     await relations.release_children(tx, resource, gone, identity.user_id)
+    await parts.delete_parts(tx, resource, gone, identity.user_id)
     named = rows.one_of(tx.is_sqlite, resource.table.c.id, list(found))
     await tx.connection.execute(delete(resource.table).where(named))
     tx.emit_bulk(

@@ -162,4 +162,6 @@ def _declare_single(made: Operations, resource: Resource) -> None:
     made.delete(path, f"Delete {one}{only}", signed_in=True, if_match=True, errors=errors)(by(handlers.delete))
 
 
-RESOURCE_OPERATIONS: Sequence[Operations] = [operations_of(resource) for resource in RESOURCES]
+RESOURCE_OPERATIONS: Sequence[Operations] = [
+    operations_of(resource) for resource in RESOURCES if not resource.has_own_routes
+]

@@ -78,7 +78,7 @@ BOTH = pytest.mark.parametrize("kind", [MOVIES, CHARACTERS], ids=lambda kind: ki
 
 
 def derived(kind: ResourceCase) -> dict[str, Any]:
-    return {"characters_count": 0} if kind is MOVIES else {}
+    return {"characters_count": 0, "average_rating": None, "ratings_count": 0} if kind is MOVIES else {}
 
 
 def as_added(kind: ResourceCase, given: dict[str, Any], row: dict[str, Any], owner: Person) -> dict[str, Any]:
@@ -122,10 +122,10 @@ async def contents(service: Service) -> tuple[Any, ...]:
     counts = [
         f"(SELECT COALESCE(SUM({expression}), 0) FROM {table})"
         for table, expression in (
-            ("movies", "id * version + characters_count"),
+            ("movies", "id * version + characters_count + ratings_count + ratings_sum"),
             ("characters", "id * version + COALESCE(movie_id, 0)"),
             *((name, "id * version") for name in ("genres", "actors", "countries", "languages")),
-            ("users", "id * version"),
+            *((name, "id * version") for name in ("ratings", "watchlist", "users")),
             ("jobs", "1"),
             ("idempotency_keys", "1"),
         )

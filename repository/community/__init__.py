@@ -1,0 +1,1 @@
+"""What users say about movies: comments, ratings and watchlists."""

@@ -1,0 +1,1 @@
+"""Operations for what users say about movies: comments, ratings and watchlists."""
