@@ -77,7 +77,7 @@ def _text(length: int | None = None) -> TypeEngine[Any]:
     return kind().with_variant(kind(collation="C"), "postgresql")
 
 
-def _numbered(name: str, *columns: Column[Any] | Index) -> Table:
+def _numbered(name: str, *columns: Column[Any] | Index | sa.UniqueConstraint) -> Table:
     """Return a table with an `id` that is never reused, so that no client mistakes a new row for a deleted one."""
     key = Column("id", Id, primary_key=True, autoincrement=True)
     return Table(name, metadata, key, *columns, sqlite_autoincrement=True)
@@ -149,6 +149,10 @@ movies = _numbered(
     Column("user_id", Id, ForeignKey("users.id")),
     Column("characters_count", Integer, nullable=False),
     Column("comments_count", Integer, nullable=False, server_default="0"),
+    Column("average_rating", Float),
+    Column("ratings_count", Integer, nullable=False, server_default="0"),
+    # The sum of the scores, from which the average is computed exactly.
+    Column("ratings_sum", BigInteger, nullable=False, server_default="0", info={"hidden": True}),
     *_kept(),
     Index("ix_movies_user_id", "user_id", "id"),
     Index("ix_movies_country", "country", "id"),
@@ -423,4 +427,28 @@ leases = Table(
     Column("name", String(64), primary_key=True),
     Column("owner", String(36), nullable=False),
     Column("until", Float, nullable=False),
+)
+
+ratings = _numbered(
+    "ratings",
+    Column("score", SmallInteger, nullable=False),
+    Column("user_id", Id, ForeignKey("users.id"), nullable=False),
+    Column("movie_id", Id, ForeignKey("movies.id"), nullable=False),
+    *_kept(),
+    sa.UniqueConstraint("movie_id", "user_id"),
+    Index("ix_ratings_movie_id", "movie_id", "id", "score"),
+    Index("ix_ratings_user_id", "user_id", "id"),
+)
+
+watchlist = _numbered(
+    "watchlist",
+    Column("movie_id", Id, ForeignKey("movies.id"), nullable=False),
+    Column("status", _text(20), nullable=False),
+    Column("notes", _text()),
+    Column("user_id", Id, ForeignKey("users.id"), nullable=False),
+    Column("watched_at", UtcTime),
+    *_kept(),
+    sa.UniqueConstraint("user_id", "movie_id"),
+    Index("ix_watchlist_movie_id", "movie_id", "id"),
+    Index("ix_watchlist_user_id", "user_id", "id"),
 )

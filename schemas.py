@@ -25,8 +25,8 @@ from pydantic_core import PydanticCustomError
 
 from core import times
 from core.errors import TOO_MANY_MEMBERS, FieldProblem, is_too_large
-from core.filters import MAX_INTEGER
 from core.texts.normal import BLANK, INVISIBLE, is_visible, nfc
+from core.texts.numbers import MAX_INTEGER
 
 MAX_ID = MAX_INTEGER
 MAX_EPOCH_LENGTH = 64

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 from core import times
 from core.errors import MAX_PROBLEMS, FieldProblem, Loc, has_too_many_members
-from core.texts import listed
+from core.texts import listed, numbers
 from core.texts.normal import nfc, without_case
 from core.texts.suggestions import Unknown
 
@@ -30,11 +30,11 @@ MAX_CONDITIONS = 200  # Enough conditions in one filter to use every field with 
 MAX_GROUPS = 20
 MAX_TEXT_LENGTH = 1_000
 MAX_LISTED_TEXT_LENGTH = 255  # A full list of values of this length fits into a URL of 64 KiB.
-MAX_INTEGER = 2**63 - 1  # The maximum value of SQL's BIGINT.
 
 
 class FieldType(StrEnum):
     INTEGER = "integer"
+    DECIMAL = "decimal"  # a number with a fraction, compared as a double on both databases and in Python
     TEXT = "text"
     DATE = "date"
     TIME = "time"
@@ -57,6 +57,7 @@ class Op(StrEnum):
 _ORDERED = (Op.EQ, Op.NE, Op.GT, Op.GTE, Op.LT, Op.LTE, Op.IN)
 OPERATORS: Mapping[FieldType, tuple[Op, ...]] = {
     FieldType.INTEGER: _ORDERED,
+    FieldType.DECIMAL: _ORDERED,
     FieldType.DATE: _ORDERED,
     FieldType.TIME: _ORDERED,
     FieldType.TEXT: (*_ORDERED, Op.CONTAINS, Op.PREFIX),
@@ -67,6 +68,7 @@ OPERATORS: Mapping[FieldType, tuple[Op, ...]] = {
 _TEXT = f"a string of at most {MAX_TEXT_LENGTH} characters without NUL"
 EXPECTED: Mapping[FieldType, str] = {
     FieldType.INTEGER: "an integer of at most 64 bits",
+    FieldType.DECIMAL: f"a number from -{numbers.MAX_DECIMAL} to {numbers.MAX_DECIMAL}",
     FieldType.TEXT: _TEXT,
     FieldType.DATE: "a date such as 1999-12-31",
     FieldType.TIME: "a time such as 1999-12-31T23:59:59Z",
@@ -74,7 +76,7 @@ EXPECTED: Mapping[FieldType, str] = {
     FieldType.STRINGS: _TEXT,
 }
 
-Scalar = int | str
+Scalar = int | float | str
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,6 @@ def _sorted(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
 
 OR = "or"
 _KEY = re.compile(r"^(?:or\[([0-9]{1,2})\]\[([a-z_]+)\]|([a-z_]+))(?:\[([a-z]+)\])?\Z")
-_INTEGER = re.compile(r"^-?[0-9]{1,19}\Z")
 _BOOLEANS: Mapping[str, bool] = {"true": True, "false": False}
 
 
@@ -245,11 +246,11 @@ def _parse_object(
     return conditions
 
 
-_NO_TEXT = (FieldType.INTEGER, FieldType.BOOLEAN)
+_NO_TEXT = (FieldType.INTEGER, FieldType.DECIMAL, FieldType.BOOLEAN)
 
 
 def _json_value(raw: Any) -> Any:
-    """Return a JSON value in the form that integer and boolean fields accept.
+    """Return a JSON value in the form that number and boolean fields accept.
 
     A string becomes None, which is invalid. 50.0 becomes 50, an integer in JSON Schema 2020-12 (section 4.2.3).
     """
@@ -304,11 +305,9 @@ def _parse_value(field: Field, op: Op, raw: Any, max_length: int = MAX_TEXT_LENG
     if kind is FieldType.BOOLEAN:
         return raw if isinstance(raw, bool) else _BOOLEANS.get(raw) if isinstance(raw, str) else None
     if kind is FieldType.INTEGER:
-        if isinstance(raw, str) and _INTEGER.match(raw):
-            raw = int(raw)
-        if isinstance(raw, int) and not isinstance(raw, bool) and abs(raw) <= MAX_INTEGER:
-            return raw
-        return None
+        return numbers.integer(raw)
+    if kind is FieldType.DECIMAL:
+        return numbers.decimal(raw)
     if not isinstance(raw, str) or "\x00" in raw:
         return None
     text = nfc(raw)  # strings are stored in normal form C

@@ -43,7 +43,12 @@ class Identity:
     @property
     def audiences(self) -> frozenset[str]:
         """The audiences whose events this identity may see."""
-        return frozenset({PUBLIC_AUDIENCE, f"user:{self.user_id}", f"group:{self.group}"})
+        return frozenset({PUBLIC_AUDIENCE, audience_of_user(self.user_id), f"group:{self.group}"})
+
+
+def audience_of_user(user_id: int) -> str:
+    """Return the audience of events that only this user sees."""
+    return f"user:{user_id}"
 
 
 PUBLIC_AUDIENCE = "public"

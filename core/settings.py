@@ -98,6 +98,8 @@ class Settings(BaseSettings):
     # At least 24 hours, because the quota for generated rows counts the jobs of the last 24 hours.
     job_retention_hours: float = Field(default=168.0, ge=24, le=24 * 3650)
 
+    ratings_require_watched: Annotated[Literal["true", "false"], ANY_CASE] = "false"
+
     compression: Annotated[Literal["on", "off"], ANY_CASE] = "on"
     drain_seconds: float = Field(default=0, ge=0, le=300)
     metrics_token: SecretStr | None = None
@@ -194,6 +196,11 @@ class Settings(BaseSettings):
     def compresses(self) -> bool:
         """Whether responses are compressed for clients that accept it."""
         return self.compression == "on"
+
+    @property
+    def allows_only_watched(self) -> bool:
+        """Whether users can rate only movies that their watchlist has as watched."""
+        return self.ratings_require_watched == "true"
 
     @property
     def has_pooler(self) -> bool:

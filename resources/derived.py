@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import MISSING, BaseModel, RootModel, create_model
 from pydantic import Field as ModelField
-from sqlalchemy import JSON, Boolean, Column, Integer, String, Table
+from sqlalchemy import JSON, Boolean, Column, Float, Integer, String, Table
 from sqlalchemy.types import TypeEngine
 
 import models
@@ -17,7 +17,7 @@ from schemas import Answer, Body, Id, IsoDate, Moment, examples
 
 def visible_columns(table: Table) -> tuple[str, ...]:
     """Return the columns that clients see, in the order of the table."""
-    return tuple(str(column.name) for column in table.columns if "key_of" not in column.info)
+    return tuple(str(column.name) for column in table.columns if not column.info.keys() & {"key_of", "hidden"})
 
 
 def keys_of(table: Table) -> Mapping[str, str]:
@@ -37,6 +37,7 @@ _FIELD_TYPES: Mapping[type[TypeEngine[Any]], FieldType] = {
     models.UtcTime: FieldType.TIME,
     Boolean: FieldType.BOOLEAN,
     Integer: FieldType.INTEGER,
+    Float: FieldType.DECIMAL,
     String: FieldType.TEXT,
 }
 _SHOWN: Mapping[FieldType, Any] = {
@@ -45,14 +46,26 @@ _SHOWN: Mapping[FieldType, Any] = {
     FieldType.TIME: Moment,
     FieldType.BOOLEAN: bool,
     FieldType.INTEGER: int,
+    FieldType.DECIMAL: float,
     FieldType.TEXT: str,
 }
 
 
-def filter_fields(table: Table, names: Mapping[str, str]) -> Mapping[str, Field]:
-    """Return a filter field for each visible column; `names` renames some of them."""
+def filter_fields(table: Table, names: Mapping[str, str], body: type[Body]) -> Mapping[str, Field]:
+    """Return a filter field for each visible column; `names` renames some of them. A column whose member of `body` is a
+    `Literal` has the values of the literal as choices.
+    """
     columns = {names.get(column, column): column for column in visible_columns(table)}
-    return {name: Field(name, column, _field_type(table.c[column])) for name, column in columns.items()}
+    choices = {name: get_args(kind) for name, kind in _literals(body).items()}
+    return {
+        name: Field(name, column, _field_type(table.c[column]), choices.get(column, ()))
+        for name, column in columns.items()
+    }
+
+
+def _literals(body: type[Body]) -> Mapping[str, Any]:
+    """Return the members of a body whose type is a `Literal`."""
+    return {name: kind for name, kind in get_type_hints(body).items() if get_origin(kind) is Literal}
 
 
 def chosen_fields(table: Table, *columns: str, **choices: tuple[str, ...]) -> Mapping[str, Field]:
@@ -60,18 +73,23 @@ def chosen_fields(table: Table, *columns: str, **choices: tuple[str, ...]) -> Ma
     return {name: Field(name, name, _field_type(table.c[name]), choices.get(name, ())) for name in columns}
 
 
-def entity_model(table: Table, singular: str, created_word: str) -> type[BaseModel]:
+def _class_name(singular: str) -> str:
+    return singular.title().replace(" ", "")
+
+
+def entity_model(table: Table, singular: str, created_word: str, body: type[Body]) -> type[BaseModel]:
     """Return the model of an entity as GET returns it."""
     descriptions = {
         "user_id": f"The user who {created_word} the {singular}",
         "version": "Incremented by each edit, but not when only derived fields change",
     }
     members: dict[str, Any] = {}
+    literals = _literals(body)
     for name in visible_columns(table):
         column = table.c[name]
-        shown = _SHOWN[_field_type(column)]
+        shown = literals.get(name, _SHOWN[_field_type(column)])
         members[name] = (shown | None if column.nullable else shown, ModelField(description=descriptions.get(name)))
-    return create_model(f"{singular.title()}Entity", __base__=Answer, **members)
+    return create_model(f"{_class_name(singular)}Entity", __base__=Answer, **members)
 
 
 def patch_model(body: type[Body], singular: str, example: Mapping[str, Any]) -> type[BaseModel]:
@@ -82,7 +100,7 @@ def patch_model(body: type[Body], singular: str, example: Mapping[str, Any]) -> 
         if name in body.model_fields
     }
     return create_model(
-        f"{singular.title()}Patch",
+        f"{_class_name(singular)}Patch",
         __base__=Body,
         __doc__="Only the fields in the body change.",
         __cls_kwargs__=dict(examples(dict(example))),
@@ -92,7 +110,7 @@ def patch_model(body: type[Body], singular: str, example: Mapping[str, Any]) -> 
 
 def bulk_patch_model(patch: type[BaseModel], singular: str, example: Mapping[str, Any]) -> type[BaseModel]:
     """Return the model of one row of a bulk PATCH."""
-    name = f"{singular.title()}BulkPatch"
+    name = f"{_class_name(singular)}BulkPatch"
     return create_model(name, __base__=patch, __cls_kwargs__=dict(examples({"id": 7, **example})), id=(Id, ...))
 
 
@@ -104,5 +122,5 @@ def bulk_answer(name: str, **members: Any) -> type[BaseModel]:
 
 def label_model(singular: str, label: str) -> type[BaseModel]:
     """Return the model of one item of the `/names` response: a row's label."""
-    name = f"{singular.title()}{label.title()}"
+    name = f"{_class_name(singular)}{label.title()}"
     return create_model(name, __base__=RootModel[str], __doc__=f"The {label} of a {singular}.")

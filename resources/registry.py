@@ -15,7 +15,7 @@ from pydantic import MISSING, BaseModel, Field, create_model
 
 import models
 import resources
-from resources.resource import Link, Parent, Resource
+from resources.resource import Link, Parent, PartOf, Resource
 
 MAX_INCLUDED = 1_000
 
@@ -38,6 +38,11 @@ def children_of(resource: Resource) -> list[tuple[Resource, Parent]]:
 def links_to(resource: Resource) -> list[tuple[Resource, Link]]:
     """Return the resources whose rows can link to a row of `resource`, each with its relation."""
     return [(owner, link) for owner in RESOURCES for link in owner.links if link.resource is resource]
+
+
+def parts_of(resource: Resource) -> list[tuple[Resource, PartOf]]:
+    """Return the resources whose rows are deleted with a row of `resource`, each with its relation."""
+    return [(part, whole) for part in RESOURCES for whole in part.part_of if whole.resource is resource]
 
 
 def found_model(resource: Resource) -> type[BaseModel]:

@@ -24,7 +24,7 @@ from sqlalchemy import Table
 
 from core.errors import Forbidden
 from core.filters import Field
-from core.identity import Group, Identity
+from core.identity import PUBLIC_AUDIENCE, Group, Identity, audience_of_user
 from resources import derived
 from schemas import Body, Skipped
 
@@ -78,6 +78,14 @@ class Link:
 
 
 @dataclass(frozen=True, eq=False)
+class PartOf:
+    """A relation to a row of another resource, whose id is in `column`. A row is deleted together with that row."""
+
+    column: str
+    resource: Resource
+
+
+@dataclass(frozen=True, eq=False)
 class Resource:
     """A declaration. `label` is the column that `/names` lists, or empty if there is no such list; `searched` are the
     columns that `?q=` searches.
@@ -86,7 +94,8 @@ class Resource:
     change them; with `staff` or `admins`, only staff or only admins may create and change rows. `filter_names` renames
     columns in filters. With `generated`, `POST /…/generate/{number}` creates rows. `code` is a column with unique codes
     of two letters: `GET /…/{id}` finds a row by its code, too. With `has_own_writes`, rows are written by operations
-    that are declared elsewhere, because writing them differs from writing other resources.
+    that are declared elsewhere, because writing them differs from writing other resources; with `has_own_routes`, all
+    operations are. With the audience `self`, only the owner of a row sees the row and its events.
     """
 
     table: Table
@@ -96,14 +105,16 @@ class Resource:
     searched: tuple[str, ...]
     example_change: Mapping[str, Any]
     changed_by: Literal["owner", "staff", "admins"] = "owner"
-    audience: Literal["public"] = "public"
+    audience: Literal["public", "self"] = "public"
     parents: tuple[Parent, ...] = ()
     links: tuple[Link, ...] = ()
+    part_of: tuple[PartOf, ...] = ()
     filter_names: Mapping[str, str] = field(default_factory=dict)
     created_word: str = "added"
     generated: bool = False
     code: str | None = None
     has_own_writes: bool = False
+    has_own_routes: bool = False
 
     def __post_init__(self) -> None:
         expected = ("id", *self.written, "created_at", "updated_at")
@@ -160,7 +171,7 @@ class Resource:
     @cached_property
     def fields(self) -> Mapping[str, Field]:
         """The fields that lists and subscriptions can be filtered by, under their names in filters."""
-        return derived.filter_fields(self.table, self.filter_names)
+        return derived.filter_fields(self.table, self.filter_names, self.body)
 
     @property
     def has_owner(self) -> bool:
@@ -198,6 +209,10 @@ class Resource:
             shown = ", ".join(map(str, foreign[:10])) + (", …" if len(foreign) > 10 else "")
             raise Forbidden(f"Only {writers} may change {named} {shown}")
 
+    def audience_of(self, row: Mapping[str, Any]) -> str:
+        """Return the audience of the events about a row."""
+        return audience_of_user(row["user_id"]) if self.audience == "self" else PUBLIC_AUDIENCE
+
     def is_own(self, identity: Identity, row: Mapping[str, Any]) -> bool:
         """Return whether the identity may change the row whatever its group."""
         return self.changed_by == "owner" and row["user_id"] == identity.user_id
@@ -214,7 +229,7 @@ class Resource:
 
     @cached_property
     def entity(self) -> type[BaseModel]:
-        return derived.entity_model(self.table, self.singular, self.created_word)
+        return derived.entity_model(self.table, self.singular, self.created_word, self.body)
 
     @cached_property
     def added(self) -> type[BaseModel]:

@@ -17,7 +17,7 @@ from core.rates import parse_rate_limits
 from core.settings import Settings
 from routes import events, health, jobs
 from routes.accounts import admin, avatars, confirmations, pages, profiles, registration, sign_in, users
-from routes.community import comments
+from routes.community import comments, ratings, watchlist
 from routes.generic.operations import RESOURCE_OPERATIONS
 from routes.http import documentation, limit_groups, middleware, openapi, rendering
 from routes.http.disconnects import while_connected
@@ -27,6 +27,8 @@ from routes.http.parsing import parse
 OPERATIONS: Sequence[Operation] = [
     *(each for operations in RESOURCE_OPERATIONS for each in operations),
     *comments.operations,
+    *ratings.operations,
+    *watchlist.operations,
     *jobs.operations,
     *registration.operations,
     *confirmations.operations,

@@ -233,6 +233,7 @@ class Parts:
             event_streams=self.event_streams,
             limits=self.limits,
             limit_rules=table.limit_rules(self.settings),
+            ratings_require_watched=self.settings.allows_only_watched,
             generated_rows_per_day=self.settings.generated_rows_per_day if self.settings.has_limits else None,
             users_per_address=self.settings.users_per_address,
         )

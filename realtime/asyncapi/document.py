@@ -337,7 +337,7 @@ def _limits() -> list[dict[str, Any]]:
 
 
 def _topic(topic: str) -> dict[str, Any]:
-    readers = {"public": "everyone", "self": "every user, limited to their own account"}
+    readers = {"public": "everyone", "self": "every user, limited to what is their own"}
     return {
         "for": readers.get(TOPICS[topic], f"{TOPICS[topic]}s"),
         "default": topic in PUBLIC_TOPICS,

@@ -1,7 +1,8 @@
-"""Deleting accounts: personal data is erased; the movies and characters that the user added keep the user id.
+"""Deleting accounts: personal data is erased; the movies, characters and ratings of the user keep the user id.
 
-One transaction ends the sessions (which closes the sockets), cancels the jobs, revokes tokens, withdraws emails and
-empties the row except for its id. The user name and the email can then be used by another account.
+One transaction ends the sessions (which closes the sockets), cancels the jobs, revokes tokens, withdraws emails,
+deletes the watchlist and empties the row except for its id. The user name and the email can then be used by another
+account.
 """
 
 from __future__ import annotations
@@ -119,6 +120,8 @@ async def _empty(tx: Transaction, before: Row, *, actor_id: int | None) -> None:
             select(*table.primary_key.columns).where(table.c.user_id == user_id).limit(ERASED_ROWS)
         )
         await tx.connection.execute(delete(table).where(some))
+    # The sockets that could see these rows are closed, so there is no event.
+    await tx.connection.execute(delete(models.watchlist).where(models.watchlist.c.user_id == user_id))
     now = utc_now()
     kept = {
         **dict.fromkeys(_EMPTIED),

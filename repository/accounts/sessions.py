@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, func, insert, select, update
 
 import models
 from core.errors import Forbidden, NotFound, Unauthenticated, invalid_token
-from core.identity import CLOCK_LEEWAY_SECONDS, Claims
+from core.identity import CLOCK_LEEWAY_SECONDS, Claims, audience_of_user
 from core.times import utc_now, utc_text
 from repository.engine import rights
 from repository.engine.database import Database
@@ -128,7 +128,7 @@ def _announce(
 ) -> None:
     """Emit an event to the session's owner alone."""
     changed = changed_names(before, session) if before is not None else ()
-    audience = f"user:{session['user_id']}"
+    audience = audience_of_user(session["user_id"])
     tx.emit("sessions", operation, session, actor_id=actor_id, before=before, changed=changed, audience=audience)
 
 

@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 import models
 from core.errors import Conflict, FieldProblem, Forbidden, NotFound
-from core.identity import Group, unique_key
+from core.identity import Group, audience_of_user, unique_key
 from core.times import utc_now
 from repository import jobs
 from repository.accounts import audit, one_time_tokens, sessions
@@ -75,7 +75,7 @@ def announce(
 ) -> None:
     """Emit an event to admins and to the account's own sockets. `user` and `before` are in the `public` form."""
     changed = [name for name in changed_names(before or user, user) if name not in BOOKKEEPING]
-    for topic, audience in (("users", USERS_AUDIENCE), ("account", f"user:{user['id']}")):
+    for topic, audience in (("users", USERS_AUDIENCE), ("account", audience_of_user(user["id"]))):
         tx.emit(topic, operation, user, actor_id=actor_id, before=before, changed=changed, audience=audience)
 
 

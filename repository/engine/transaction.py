@@ -123,6 +123,7 @@ class Transaction:
         before: Sequence[bytes] | None = None,
         changed: Sequence[str] = (),
         job_id: str | None = None,
+        audience: str = PUBLIC_AUDIENCE,
     ) -> None:
         """Append `add_bulk` or `update_bulk` with encoded entities, or `delete_bulk` with encoded ids.
 
@@ -137,7 +138,7 @@ class Transaction:
             end = _end_of_slice(items, before, start)
             payload = b'{"count":%d,"%s":[%s]%s}' % (end - start, key, b",".join(items[start:end]), tail)
             old = b"[" + b",".join(before[start:end]) + b"]" if before is not None else None
-            self._append(Draft(topic, operation, None, PUBLIC_AUDIENCE, payload, old, tuple(changed), actor_id))
+            self._append(Draft(topic, operation, None, audience, payload, old, tuple(changed), actor_id))
             start = end
 
     def _append(self, draft: Draft) -> None:

@@ -16,7 +16,19 @@ from hashlib import blake2b
 from typing import Any
 
 import orjson
-from sqlalchemy import BigInteger, Boolean, Column, ColumnElement, Integer, String, Table, and_, bindparam, or_
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    ColumnElement,
+    Float,
+    Integer,
+    String,
+    Table,
+    and_,
+    bindparam,
+    or_,
+)
 
 import models
 from core import times
@@ -29,7 +41,7 @@ _TEXT = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_CURSOR_BYTES}}}")
 _DIGEST_SIZE = 6  # bytes; it guards against mistakes, not against attacks
 
 Order = tuple[tuple[str, bool], ...]  # (column, descending); the last column is the id
-Value = int | str | bool | None
+Value = int | float | str | bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +95,7 @@ def decode(text: str) -> Cursor:
     match content:
         case [str(digest), after, *values]:
             has_after = after is None or (_is_integer(after) and 0 <= after <= MAX_ID)
-            if has_after and all(value is None or isinstance(value, int | str) for value in values):
+            if has_after and all(value is None or isinstance(value, int | float | str) for value in values):
                 return Cursor(digest, tuple(values), after)
     raise ValueError(EXPECTED)
 
@@ -109,6 +121,8 @@ def _is_valid(column: Column[Any], value: object) -> bool:
             return isinstance(value, bool)
         case Integer():
             return _is_integer(value)
+        case Float():
+            return isinstance(value, float)
         # Other forms of a time or a date would be compared as strings on SQLite.
         case models.UtcTime():
             return isinstance(value, str) and times.parse_time(value) == value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -86,13 +86,17 @@ def linked(
 
 
 def search(table: Table, columns: Iterable[str], text: str, *, is_sqlite: bool) -> ColumnElement[bool]:
-    """Return the SQL condition that each word of `text` occurs in one of the columns, ignoring case.
+    """Return the SQL condition that each word of `text` occurs in one of the columns, ignoring case."""
+    return search_in([table.c[name] for name in columns], text, is_sqlite=is_sqlite)
 
-    Lowercasing is most of the cost, so the columns are joined and lowercased once for all words. No word contains the
-    line break that separates the columns.
+
+def search_in(searched: Sequence[ColumnElement[Any]], text: str, *, is_sqlite: bool) -> ColumnElement[bool]:
+    """Return the SQL condition that each word of `text` occurs in one of the searched texts, ignoring case.
+
+    Lowercasing is most of the cost, so the texts are joined and lowercased once for all words. No word contains the
+    line break that separates the texts.
     """
     words = list(dict.fromkeys(without_case(text).split()))
-    searched = [table.c[name] for name in columns]
     if is_sqlite:
         return func.has_words(" ".join(words), *searched, type_=Boolean)
     joined = func.concat_ws("\n", *searched, type_=String)

@@ -35,7 +35,7 @@ class Source:
 
 
 SOURCES: Mapping[str, Source] = {
-    **{resource.name: Source(resource.table) for resource in RESOURCES},
+    **{each.name: Source(each.table, owner="user_id" if each.audience == "self" else None) for each in RESOURCES},
     "jobs": Source(models.jobs, jobs.public),
     "users": Source(models.users, users.public, users.exists),
     "account": Source(models.users, users.public, users.exists, owner="id"),

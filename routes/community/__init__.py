@@ -1,1 +1,1 @@
-"""Operations for what users write about movies: comments."""
+"""Operations for what users say about movies: comments, ratings and watchlists."""

@@ -181,4 +181,6 @@ def _declare_linked(made: Operations, resource: Resource) -> None:
         made.listing(path, summary, _rows(owner.entity), ordering_of(owner), details)(handler)
 
 
-RESOURCE_OPERATIONS: Sequence[Operations] = [operations_of(resource) for resource in RESOURCES]
+RESOURCE_OPERATIONS: Sequence[Operations] = [
+    operations_of(resource) for resource in RESOURCES if not resource.has_own_routes
+]

@@ -78,6 +78,7 @@ class Services:
     limits: Limits
     limit_rules: Rules
     generated_rows_per_day: int | None  # The limit for one user; None without rate limits.
+    ratings_require_watched: bool
     users_per_address: int  # All users from one address together have this many times the limits of one user.
 
 

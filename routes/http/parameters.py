@@ -10,7 +10,7 @@ from pydantic import BaseModel
 import schemas
 from core import filters
 from core.filters import OPERATORS, Field, FieldType, Op
-from core.texts import listed
+from core.texts import listed, numbers
 from repository.generic import cursors
 from routes.http import queries
 from routes.http.operation import Operation
@@ -69,6 +69,7 @@ _LENGTH = filters.MAX_LISTED_TEXT_LENGTH
 _LISTED = rf'^(?:[^\x00,"][^\x00,]{{0,{_LENGTH - 1}}}|"(?:[^\x00"]|""){{0,{_LENGTH}}}")?$'
 _FILTER_SCHEMAS: Mapping[FieldType, dict[str, Any]] = {
     FieldType.INTEGER: {"type": "integer", "minimum": -(2**63) + 1, "maximum": 2**63 - 1},
+    FieldType.DECIMAL: {"type": "number", "minimum": -numbers.MAX_DECIMAL, "maximum": numbers.MAX_DECIMAL},
     **dict.fromkeys((FieldType.TEXT, FieldType.STRINGS), _TEXT_SCHEMA),
     FieldType.DATE: {"type": "string", "format": "date"},
     FieldType.TIME: {"type": "string", "format": "date-time"},

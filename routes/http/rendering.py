@@ -239,7 +239,7 @@ def next_page(call: AnyCall, **changes: int | str | None) -> str:
     return f'<{_url(call, **changes)}>; rel="next"'
 
 
-def _url(call: AnyCall, **changes: int | str | None) -> str:
+def _url(call: AnyCall, **changes: cursors.Value) -> str:
     kept = [
         (name, value)
         for name, value in parse_qsl(call.query_string, keep_blank_values=True)

@@ -1,1 +1,1 @@
-"""What users write about movies: comments."""
+"""What users say about movies: comments, ratings and watchlists."""

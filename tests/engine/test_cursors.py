@@ -77,7 +77,7 @@ NO_JSON = [
     b'["x",null,"\\ud800"]',
 ]
 NO_JSON += [b'["x",null,"\xed\xa0\x80"]', b'["x",null,' + b"9" * 1_000 + b"]"]
-NO_CURSORS: list[Any] = [None, 1, "x", {}, [], ["x"], [1, None, 1], [None, None, 1], ["x", None, 1.5], ["x", None, [1]]]
+NO_CURSORS: list[Any] = [None, 1, "x", {}, [], ["x"], [1, None, 1], [None, None, 1], ["x", None, [1]]]
 NO_CURSORS += [
     ["x", "1", 1],
     ["x", True, 1],

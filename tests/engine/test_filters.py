@@ -289,6 +289,8 @@ def row_of(table: Table, texts: dict[str, Any], number: int) -> dict[str, Any]:
             some[column.name] = [] if is_list else values.get(column.type.python_type, times.utc_now())
             if column.unique:
                 some[column.name] = str(number)
+    if {"movie_id", "user_id"} <= some.keys():  # each user has one row about each movie
+        some["movie_id"] = number
     return {**some, "id": number, **texts}
 
 

@@ -159,7 +159,7 @@ def ends_of(schema: dict[str, Any]) -> tuple[str, str]:
         return ends_of(schema["items"])
     if "enum" in schema:
         return str(schema["enum"][0]), str(schema["enum"][-1])
-    if schema["type"] == "integer":
+    if schema["type"] in ("integer", "number"):
         return str(schema["minimum"]), str(schema["maximum"])
     if schema["type"] == "boolean":
         return "false", "true"

@@ -80,7 +80,8 @@ BOTH = pytest.mark.parametrize("kind", [MOVIES, CHARACTERS], ids=lambda kind: ki
 
 
 def derived(kind: ResourceCase) -> dict[str, Any]:
-    return {"characters_count": 0, "comments_count": 0} if kind is MOVIES else {}
+    counts = {"characters_count": 0, "comments_count": 0, "average_rating": None, "ratings_count": 0}
+    return counts if kind is MOVIES else {}
 
 
 def as_added(kind: ResourceCase, given: dict[str, Any], row: dict[str, Any], owner: Person) -> dict[str, Any]:
@@ -124,7 +125,7 @@ async def contents(service: Service) -> tuple[Any, ...]:
     counts = [
         f"(SELECT COALESCE(SUM({expression}), 0) FROM {table})"
         for table, expression in (
-            ("movies", "id * version + characters_count + comments_count"),
+            ("movies", "id * version + characters_count + comments_count + ratings_count + ratings_sum"),
             ("comments", "id * version + replies_count"),
             ("characters", "id * version + COALESCE(movie_id, 0) + COALESCE(actor_id, 0)"),
             ("actors", "id * version + characters_count"),
@@ -132,7 +133,7 @@ async def contents(service: Service) -> tuple[Any, ...]:
             ("movie_genres", "genre_id * movie_id"),
             ("movie_languages", "language_id * movie_id"),
             ("movie_actors", "actor_id * movie_id"),
-            ("users", "id * version"),
+            *((name, "id * version") for name in ("ratings", "watchlist", "users")),
             ("jobs", "1"),
             ("idempotency_keys", "1"),
         )
