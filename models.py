@@ -6,16 +6,13 @@ both databases (collation "C"), never by locale, so that a filter matches the sa
 
 from __future__ import annotations
 
-from datetime import date, datetime
 from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import BigInteger, Column, Dialect, Float, ForeignKey, Index, Integer, SmallInteger, String, Table, Text
-from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.types import TypeEngine
+from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, SmallInteger, String, Table, Text
 
-from core.times import utc_text
+from core.databases.columns import Id, IsoDate, Strings, UtcTime, text
 
 metadata = sa.MetaData(
     naming_convention={
@@ -25,56 +22,6 @@ metadata = sa.MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
-
-
-class UtcTime(sa.TypeDecorator[str]):
-    """A time: an RFC 3339 string in Python, TIMESTAMPTZ on PostgreSQL, text on SQLite."""
-
-    impl = String(27)
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        if dialect.name == "postgresql":
-            return dialect.type_descriptor(sa.DateTime(timezone=True))
-        return dialect.type_descriptor(String(27))
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
-        if value is None or dialect.name != "postgresql":
-            return value
-        return datetime.fromisoformat(value)
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
-        return utc_text(value) if isinstance(value, datetime) else value
-
-
-class IsoDate(sa.TypeDecorator[str]):
-    """A date: a string `YYYY-MM-DD` in Python, DATE on PostgreSQL, text on SQLite."""
-
-    impl = String(10)
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        if dialect.name == "postgresql":
-            return dialect.type_descriptor(sa.Date())
-        return dialect.type_descriptor(String(10))
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
-        if value is None or dialect.name != "postgresql":
-            return value
-        return date.fromisoformat(value)
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
-        return value.isoformat() if isinstance(value, date) else value
-
-
-# SQLite generates the values of a primary key only if its type is spelled INTEGER.
-Id = BigInteger().with_variant(Integer(), "sqlite")
-Strings = sa.JSON().with_variant(JSONB(), "postgresql")
-
-
-def _text(length: int | None = None) -> TypeEngine[Any]:
-    kind = partial(String, length) if length else Text
-    return kind().with_variant(kind(collation="C"), "postgresql")
 
 
 def _numbered(name: str, *columns: Column[Any] | Index | sa.UniqueConstraint) -> Table:
@@ -89,41 +36,40 @@ def _kept() -> tuple[Column[Any], ...]:
     return version, Column("created_at", UtcTime, nullable=False), Column("updated_at", UtcTime, nullable=False)
 
 
+def _where(condition: str) -> dict[str, Any]:
+    """Return the arguments of an index on the rows that meet the condition."""
+    return {"sqlite_where": sa.text(condition), "postgresql_where": sa.text(condition)}
+
+
 users = _numbered(
     "users",
-    Column("username", _text(50)),
+    Column("username", text(50)),
     # The normalised user name, which must be unique.
-    Column("username_key", _text(200), unique=True),
-    Column("email", _text(320)),
-    Column("email_key", _text(320), unique=True),
+    Column("username_key", text(200), unique=True),
+    Column("email", text(320)),
+    Column("email_key", text(320), unique=True),
     # The normalised address of an account that has not been activated yet. Several accounts may wait for one address.
-    Column("waiting_key", _text(320)),
-    Column("name", _text(100)),
-    Column("first_name", _text(100)),
-    Column("last_name", _text(100)),
-    Column("phone_number", _text(16)),
+    Column("waiting_key", text(320)),
+    Column("name", text(100)),
+    Column("first_name", text(100)),
+    Column("last_name", text(100)),
+    Column("phone_number", text(16)),
     Column("password_hash", Text, nullable=False),
-    Column("group", _text(20), nullable=False),
+    Column("group", text(20), nullable=False),
     Column("is_active", sa.Boolean, nullable=False),
     *_kept(),
-    Column("gender", _text(20)),
+    Column("gender", text(20)),
     Column("date_of_birth", IsoDate),
-    Column("info", _text()),
+    Column("info", text()),
     # The folder of the account's pictures in the file storage.
-    Column("avatar", _text(64)),
+    Column("avatar", text(64)),
     Column("profile_created_at", UtcTime),
     # The account is inactive because it has not been activated yet, not because an admin disabled it.
     Column("awaits_activation", sa.Boolean, nullable=False),
     # The row of a deleted account keeps only its id, because its movies still refer to that id.
     Column("deleted_at", UtcTime),
     Index("ix_users_avatar", "avatar"),
-    Index(
-        "ix_users_waiting_key",
-        "waiting_key",
-        "id",
-        sqlite_where=sa.text("waiting_key IS NOT NULL"),
-        postgresql_where=sa.text("waiting_key IS NOT NULL"),
-    ),
+    Index("ix_users_waiting_key", "waiting_key", "id", **_where("waiting_key IS NOT NULL")),
     Index(
         "ix_users_awaiting",
         "created_at",
@@ -134,15 +80,15 @@ users = _numbered(
 
 movies = _numbered(
     "movies",
-    Column("title", _text(255), nullable=False),
-    Column("description", _text()),
+    Column("title", text(255), nullable=False),
+    Column("description", text()),
     Column("release_date", IsoDate),
     Column("rating", SmallInteger),
     Column("duration_minutes", Integer),
-    Column("status", _text(50)),
+    Column("status", text(50)),
     Column("budget", BigInteger),
     Column("revenue", BigInteger),
-    Column("country", _text(2)),
+    Column("country", text(2)),
     Column("languages", Strings, nullable=False),
     Column("genres", Strings, nullable=False),
     Column("actors", Strings, nullable=False, server_default="[]"),
@@ -160,8 +106,8 @@ movies = _numbered(
 
 characters = _numbered(
     "characters",
-    Column("name", _text(255), nullable=False),
-    Column("description", _text()),
+    Column("name", text(255), nullable=False),
+    Column("description", text()),
     Column("movie_id", Id, ForeignKey("movies.id")),
     Column("actor_id", Id, ForeignKey("actors.id")),
     Column("user_id", Id, ForeignKey("users.id")),
@@ -173,22 +119,22 @@ characters = _numbered(
 
 genres = _numbered(
     "genres",
-    Column("name", _text(100), nullable=False),
+    Column("name", text(100), nullable=False),
     # The normalised name, which must be unique.
-    Column("name_key", _text(200), nullable=False, unique=True, info={"key_of": "name"}),
-    Column("description", _text()),
+    Column("name_key", text(200), nullable=False, unique=True, info={"key_of": "name"}),
+    Column("description", text()),
     Column("movies_count", Integer, nullable=False, server_default="0"),
     *_kept(),
 )
 
 actors = _numbered(
     "actors",
-    Column("name", _text(100), nullable=False),
+    Column("name", text(100), nullable=False),
     # The normalised name. Several actors may have the same name.
-    Column("name_key", _text(200), nullable=False, server_default="", info={"key_of": "name"}),
+    Column("name_key", text(200), nullable=False, server_default="", info={"key_of": "name"}),
     Column("birth_date", IsoDate),
-    Column("country", _text(2)),
-    Column("biography", _text()),
+    Column("country", text(2)),
+    Column("biography", text()),
     Column("movies_count", Integer, nullable=False, server_default="0"),
     Column("characters_count", Integer, nullable=False, server_default="0"),
     *_kept(),
@@ -197,10 +143,10 @@ actors = _numbered(
 
 countries = _numbered(
     "countries",
-    Column("code", _text(2), nullable=False),
+    Column("code", text(2), nullable=False),
     # The code in lower case, which must be unique.
-    Column("code_key", _text(200), nullable=False, unique=True, info={"key_of": "code"}),
-    Column("name", _text(100), nullable=False),
+    Column("code_key", text(200), nullable=False, unique=True, info={"key_of": "code"}),
+    Column("name", text(100), nullable=False),
     Column("movies_count", Integer, nullable=False, server_default="0"),
     *_kept(),
 )
@@ -208,12 +154,12 @@ countries = _numbered(
 languages = _numbered(
     "languages",
     # Null for a language that has no code in ISO 639-1.
-    Column("code", _text(2)),
+    Column("code", text(2)),
     # The code, which must be unique.
-    Column("code_key", _text(200), unique=True, info={"key_of": "code"}),
-    Column("name", _text(100), nullable=False),
+    Column("code_key", text(200), unique=True, info={"key_of": "code"}),
+    Column("name", text(100), nullable=False),
     # The normalised name.
-    Column("name_key", _text(200), nullable=False, server_default="", info={"key_of": "name"}),
+    Column("name_key", text(200), nullable=False, server_default="", info={"key_of": "name"}),
     Column("movies_count", Integer, nullable=False, server_default="0"),
     *_kept(),
     Index("ix_languages_name_key", "name_key", "id"),
@@ -235,7 +181,7 @@ movie_actors = _links(actors, movies, "actor_id", "movie_id")
 # A comment that is deleted while it has replies keeps its row, without its text and author.
 comments = _numbered(
     "comments",
-    Column("text", _text()),
+    Column("text", text()),
     Column("user_id", Id, ForeignKey("users.id")),
     Column("movie_id", Id, ForeignKey("movies.id"), nullable=False),
     # The comment that this one replies to, which is on the same movie and has a lower id.
@@ -249,30 +195,24 @@ comments = _numbered(
     Index("ix_comments_user_id", "user_id", "id"),
     Index("ix_comments_movie_id", "movie_id", "id"),
     Index("ix_comments_parent_id", "parent_id", "id"),
-    Index(
-        "ix_comments_top",
-        "movie_id",
-        "id",
-        sqlite_where=sa.text("parent_id IS NULL"),
-        postgresql_where=sa.text("parent_id IS NULL"),
-    ),
+    Index("ix_comments_top", "movie_id", "id", **_where("parent_id IS NULL")),
 )
 
 sessions = Table(
     "sessions",
     metadata,
     # The claim `sid` of the session's tokens.
-    Column("id", _text(36), primary_key=True),
+    Column("id", text(36), primary_key=True),
     Column("user_id", Id, ForeignKey("users.id"), nullable=False),
-    Column("user_agent", _text(255)),
-    Column("address", _text(64)),
+    Column("user_agent", text(255)),
+    Column("address", text(64)),
     Column("created_at", UtcTime, nullable=False),
     # When the last token of the session expires; the clean-up then ends the session.
     Column("expires_at", UtcTime, nullable=False),
     Column("ended_at", UtcTime),
     Column("last_used_at", UtcTime, nullable=False),
     # The claim `jti` of the only valid refresh token; the session's older refresh tokens are rejected.
-    Column("refresh_id", _text(32)),
+    Column("refresh_id", text(32)),
     Index("ix_sessions_user_id", "user_id", "created_at"),
     Index("ix_sessions_expires_at", "expires_at"),
 )
@@ -281,11 +221,11 @@ sessions = Table(
 one_time_tokens = Table(
     "one_time_tokens",
     metadata,
-    Column("digest", _text(64), primary_key=True),
-    Column("purpose", _text(16), nullable=False),
+    Column("digest", text(64), primary_key=True),
+    Column("purpose", text(16), nullable=False),
     Column("user_id", Id, ForeignKey("users.id"), nullable=False),
     # The address that the URL was mailed to; using the token proves that the user receives emails there.
-    Column("email", _text(320)),
+    Column("email", text(320)),
     Column("created_at", UtcTime, nullable=False),
     Column("expires_at", UtcTime, nullable=False),
     Index("ix_one_time_tokens_user_id", "user_id", "purpose"),
@@ -298,8 +238,8 @@ mails = _numbered(
     "mails",
     # Null until the recipient's account has been looked up.
     Column("user_id", Id, ForeignKey("users.id")),
-    Column("kind", _text(32), nullable=False),
-    Column("recipient", _text(320), nullable=False),
+    Column("kind", text(32), nullable=False),
+    Column("recipient", text(320), nullable=False),
     Column("details", Strings, nullable=False),
     Column("created_at", UtcTime, nullable=False),
     # Seconds since 1970 by the database's clock: when the next attempt is due, or when the lease of the current attempt
@@ -318,12 +258,12 @@ mails = _numbered(
 audit = _numbered(
     "audit",
     Column("actor_id", Id),
-    Column("action", _text(32), nullable=False),
+    Column("action", text(32), nullable=False),
     Column("user_id", Id),
     Column("changes", Strings, nullable=False),
-    Column("address", _text(64)),
+    Column("address", text(64)),
     Column("created_at", UtcTime, nullable=False),
-    Column("resource", _text(32), nullable=False),
+    Column("resource", text(32), nullable=False),
     Column("entity_ids", Strings, nullable=False),
     Column("count", Integer, nullable=False),
     Index("ix_audit_user_id", "user_id", "id"),
@@ -348,7 +288,7 @@ presence = Table(
     Column("topic", String(32), primary_key=True),
     # The user id 0 stands for all anonymous clients, so there is no foreign key.
     Column("user_id", Id, primary_key=True, autoincrement=False),
-    Column("username", _text(50)),
+    Column("username", text(50)),
     Column("connections", Integer, nullable=False),
     # Connections that ended so recently that they still count as present.
     Column("lingering", Integer, nullable=False),
@@ -384,9 +324,9 @@ events = Table(
 jobs = Table(
     "jobs",
     metadata,
-    Column("id", _text(36), primary_key=True),
-    Column("kind", _text(32), nullable=False),
-    Column("state", _text(16), nullable=False),
+    Column("id", text(36), primary_key=True),
+    Column("kind", text(32), nullable=False),
+    Column("state", text(16), nullable=False),
     Column("done", Integer, nullable=False),
     Column("total", Integer, nullable=False),
     Column("seed", BigInteger, nullable=False),
@@ -413,7 +353,7 @@ idempotency_keys = Table(
     "idempotency_keys",
     metadata,
     Column("user_id", Id, ForeignKey("users.id"), primary_key=True, autoincrement=False),
-    Column("key", _text(255), primary_key=True),
+    Column("key", text(255), primary_key=True),
     Column("fingerprint", String(64), nullable=False),
     Column("status", SmallInteger),
     Column("headers", Text),
@@ -443,8 +383,8 @@ ratings = _numbered(
 watchlist = _numbered(
     "watchlist",
     Column("movie_id", Id, ForeignKey("movies.id"), nullable=False),
-    Column("status", _text(20), nullable=False),
-    Column("notes", _text()),
+    Column("status", text(20), nullable=False),
+    Column("notes", text()),
     Column("user_id", Id, ForeignKey("users.id"), nullable=False),
     Column("watched_at", UtcTime),
     *_kept(),

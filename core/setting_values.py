@@ -14,8 +14,8 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from pydantic import BeforeValidator, SecretStr
 
 from core import rates
+from core.databases import postgresql_urls
 from core.errors import got
-from core.network import postgresql_urls
 from core.network.hosts import parse_pattern
 
 # RFC 7518, section 3.2: an HMAC key must be at least as long as the hash.

@@ -10,7 +10,7 @@ from pydantic import Field as ModelField
 from sqlalchemy import JSON, Boolean, Column, Float, Integer, String, Table
 from sqlalchemy.types import TypeEngine
 
-import models
+from core.databases import columns
 from core.filters import Field, FieldType
 from schemas import Answer, Body, Id, IsoDate, Moment, examples
 
@@ -33,8 +33,8 @@ def _field_type(column: Column[Any]) -> FieldType:
 
 _FIELD_TYPES: Mapping[type[TypeEngine[Any]], FieldType] = {
     JSON: FieldType.STRINGS,
-    models.IsoDate: FieldType.DATE,
-    models.UtcTime: FieldType.TIME,
+    columns.IsoDate: FieldType.DATE,
+    columns.UtcTime: FieldType.TIME,
     Boolean: FieldType.BOOLEAN,
     Integer: FieldType.INTEGER,
     Float: FieldType.DECIMAL,

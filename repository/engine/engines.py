@@ -27,8 +27,8 @@ from sqlalchemy.engine import ExceptionContext, make_url
 from sqlalchemy.exc import InvalidatePoolError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from core.databases import postgresql_urls
 from core.errors import SettingsError
-from core.network import postgresql_urls
 from core.texts.normal import without_case
 from repository.engine import failures, lock_waits
 from repository.engine.sqlite_file import SqliteConnection, SqliteFile, path_of

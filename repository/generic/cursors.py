@@ -30,8 +30,8 @@ from sqlalchemy import (
     or_,
 )
 
-import models
 from core import times
+from core.databases import columns
 from schemas import MAX_ID
 
 MAX_CURSOR_BYTES = 2_048  # leaves room for the rest of a URL, which many proxies limit to 4 or 8 KiB
@@ -124,9 +124,9 @@ def _is_valid(column: Column[Any], value: object) -> bool:
         case Float():
             return isinstance(value, float)
         # Other forms of a time or a date would be compared as strings on SQLite.
-        case models.UtcTime():
+        case columns.UtcTime():
             return isinstance(value, str) and times.parse_time(value) == value
-        case models.IsoDate():
+        case columns.IsoDate():
             return isinstance(value, str) and times.parse_date(value) == value
         case String():
             return isinstance(value, str) and "\x00" not in value

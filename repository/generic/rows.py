@@ -16,7 +16,7 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import BigInteger, Text
 
-import models
+from core.databases.columns import IsoDate, UtcTime
 from core.identity import unique_key
 from core.times import utc_text
 from repository.engine.database import Database
@@ -34,11 +34,11 @@ Convert = Callable[[Any], Any]
 
 # Conversions by column type, for values that drivers take or return in another form than clients see.
 _TO_SQLITE: Mapping[type, Convert] = {JSON: lambda value: orjson.dumps(value).decode()}
-_TO_POSTGRESQL = {**_TO_SQLITE, models.IsoDate: date.fromisoformat, models.UtcTime: datetime.fromisoformat}
+_TO_POSTGRESQL = {**_TO_SQLITE, IsoDate: date.fromisoformat, UtcTime: datetime.fromisoformat}
 _FROM_DRIVER: Mapping[type, Convert] = {
     JSON: lambda value: orjson.loads(value) if isinstance(value, str) else value,
-    models.UtcTime: lambda value: utc_text(value) if isinstance(value, datetime) else value,
-    models.IsoDate: lambda value: value.isoformat() if isinstance(value, date) else value,
+    UtcTime: lambda value: utc_text(value) if isinstance(value, datetime) else value,
+    IsoDate: lambda value: value.isoformat() if isinstance(value, date) else value,
     Boolean: lambda value: value if value is None else bool(value),
 }
 

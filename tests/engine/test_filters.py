@@ -18,6 +18,7 @@ from sqlalchemy import Table, delete, insert
 
 import models
 from core import filters, times
+from core.databases.columns import Strings
 from core.filters import FieldType, Op, parse_json, parse_query
 from core.texts import listed
 from core.texts.normal import without_case
@@ -285,7 +286,7 @@ def row_of(table: Table, texts: dict[str, Any], number: int) -> dict[str, Any]:
     some: dict[str, Any] = {}
     for column in table.columns:
         if not column.nullable:
-            is_list = column.type is models.Strings
+            is_list = column.type is Strings
             some[column.name] = [] if is_list else values.get(column.type.python_type, times.utc_now())
             if column.unique:
                 some[column.name] = str(number)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from core.databases.postgresql_urls import IGNORED, MAX_CONNECT_SECONDS, PASSED_ON, options_of
 from core.errors import SettingsError
-from core.network.postgresql_urls import IGNORED, MAX_CONNECT_SECONDS, PASSED_ON, options_of
 from core.settings import load_settings
 from main import prepare
 from repository.engine.database import Database

@@ -1,0 +1,1 @@
+"""What is known of databases without connecting to one: types of columns, and URLs of PostgreSQL."""
