@@ -1,7 +1,6 @@
 """ratings, watchlists, and the average rating of movies
 
-Movies get members that earlier events lack, so the log begins again, empty and with a new epoch: clients read
-everything anew.
+Movies get members that earlier events lack, so the log gets a new epoch: clients read everything anew.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_watchlist_movie_id"), "watchlist", ["movie_id", "id"])
     op.create_index(op.f("ix_watchlist_user_id"), "watchlist", ["user_id", "id"])
-    _begin_log()
+    _renew_epoch()
 
 
 def _create(name: str, *columns: sa.schema.SchemaItem) -> None:
@@ -69,9 +68,8 @@ def _create(name: str, *columns: sa.schema.SchemaItem) -> None:
     )
 
 
-def _begin_log() -> None:
-    op.execute("DELETE FROM events")
-    op.execute(sa.text("UPDATE event_head SET size = 0, epoch = :epoch").bindparams(epoch=secrets.token_hex(8)))
+def _renew_epoch() -> None:
+    op.execute(sa.text("UPDATE event_head SET epoch = :epoch").bindparams(epoch=secrets.token_hex(8)))
 
 
 def downgrade() -> None:
@@ -80,4 +78,4 @@ def downgrade() -> None:
     with op.batch_alter_table("movies", table_kwargs={"sqlite_autoincrement": True}) as movies:
         for name in ("ratings_sum", "ratings_count", "average_rating"):
             movies.drop_column(name)
-    _begin_log()
+    _renew_epoch()

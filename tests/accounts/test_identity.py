@@ -19,7 +19,7 @@ from repository.engine.transaction import Transaction
 from tests.conftest import Places
 from tests.support.backends import SQLITE_ONLY
 from tests.support.requests import change_group, ok, sign_in
-from tests.support.resources import MOVIES
+from tests.support.resources import MOVIES, derived
 from tests.support.service import Person, Service, eventually
 from tests.support.sockets import REVOKED_SECONDS, closing, rows_of, signed_in, subscribed
 
@@ -231,9 +231,8 @@ def titles(frames: list[dict[str, Any]]) -> set[str]:
 
 def movie_row(number: int, audience: str) -> dict[str, Any]:
     moment = "2026-01-01T00:00:00.000000Z"
-    counts = {"characters_count": 0, "comments_count": 0}
-    fields = {"id": number, "title": f"P {audience}", "user_id": 0, **counts, "version": 1}
-    return {**MOVIES.defaults, **fields, "created_at": moment, "updated_at": moment}
+    fields = {"id": number, "title": f"P {audience}", "user_id": 0, "characters_count": 0, "version": 1}
+    return {**MOVIES.defaults, **derived(MOVIES), **fields, "created_at": moment, "updated_at": moment}
 
 
 async def test_a_watcher_that_signs_in_receives_private_events_from_then_on(service: Service) -> None:

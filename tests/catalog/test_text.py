@@ -181,7 +181,10 @@ async def test_stored_text_is_mended_with_its_events(
                 rows |= {row["id"]: {**row, "actors": []} for row in orjson.loads(event.payload)["items"]}
                 changed |= set(orjson.loads(event.changed))
         pages = [await ok(client.get(f"/movies?limit=1000&offset={start}")) for start in (0, 1000, 2000)]
-        assert rows == {row["id"]: row for found in pages for row in found if row["id"] != alien["id"]}
+        # Later versions add members.
+        listed = {row["id"]: row for found in pages for row in found}
+        del listed[alien["id"]]
+        assert rows == {id_: {name: row[name] for name in rows[id_]} for id_, row in listed.items()}
         assert changed == {"title", "description", "status", "genres", "languages"}
 
         user = await ok(sign_in(client, COMPOSED, f"{SPLIT} à Paris"))

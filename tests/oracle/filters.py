@@ -22,6 +22,7 @@ WORDS = (
 GENRES = ("Noir", "Drama", "Crime", "War")
 LANGUAGES = ("English", "French", "Yoruba")
 STATUSES = ("released", "in_production", "rumoured")
+KEPT_AS = ("planned", "watching", "watched", "dropped")
 COUNTRIES = ("GB", "FR", "NG")
 DATES = tuple(f"{year}-0{month}-1{day}" for year in (1949, 1984, 2021) for month in (1, 6) for day in (0, 5))
 NUMBERS = tuple(range(0, 100, 7))
@@ -81,6 +82,8 @@ FIELDS: Mapping[str, Mapping[str, st.SearchStrategy[Any]]] = {
         "budget": _ops(NUMBERS, *_NUMBER),
         "characters_count": _ops((0, 1, 2, 3), *_NUMBER),
         "comments_count": _ops((0, 1, 2, 3), *_NUMBER),
+        "average_rating": _ops((1.5, 4.5, 7, 8.3, 9.0), *_NUMBER),
+        "ratings_count": _ops((0, 1, 2, 3), *_NUMBER),
     },
     "characters": {
         **_CATALOG,
@@ -108,6 +111,18 @@ FIELDS: Mapping[str, Mapping[str, st.SearchStrategy[Any]]] = {
         "characters_count": _ops((0, 1, 2, 3), *_NUMBER),
         "country": _ops(COUNTRIES, *_TEXT),
         "biography": _ops(_PARTS, *_TEXT),
+    },
+    "ratings": {
+        **{name: values for name, values in _CATALOG.items() if name != "description"},
+        "score": _ops((1, 2, 7, 9), *_NUMBER),
+        "movie_id": _ops(("@movie0", "@movie1", "@movie2", "@middle"), *_NUMBER),
+    },
+    "watchlist": {
+        "status": _ops(KEPT_AS, "ne", "in"),
+        "notes": _ops(_PARTS, *_TEXT),
+        "movie_id": _ops(("@movie0", "@movie1", "@movie2", "@middle"), *_NUMBER),
+        "version": _ops((1, 2, 3), *_NUMBER),
+        "created_at": _ops(_TIMES, *ORDER),
     },
     "jobs": {
         **_SHARED,

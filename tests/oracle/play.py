@@ -40,7 +40,7 @@ ENVELOPE_BYTES = 1_000  # upper bound of what a socket message adds to the body 
 BACKLOG = 8  # The next step is drawn only when no more than this many writes wait in a lane.
 # The expected statuses. 503 is missing, because no database is ever down in these tests.
 ANSWERS = frozenset({200, 201, 202, 204, 403, 404, 409, 429})
-PUBLIC = frozenset({"movies", "characters", "genres", "actors", "comments", "jobs"})
+PUBLIC = frozenset({"movies", "characters", "genres", "actors", "comments", "ratings", "jobs"})
 
 T = TypeVar("T")
 
@@ -196,6 +196,8 @@ class World:
                 known.forget(write.resource, [int(path.rpartition("/")[2])])
             case "delete_bulk" | "delete_range":
                 known.forget(write.resource, body["deleted"])
+            case "keep":
+                known.entries[write.who].append(body["id"])
             case "generate":
                 known.jobs.append(body["id"])
             case "register":

@@ -39,11 +39,15 @@ class Seat:
     wishes: tuple[Wish, ...]
 
 
-ONE_TOPIC = (("movies",), ("movies",), ("movies",), ("characters",), ("genres",), ("actors",), ("comments",), ("jobs",))
+ONE_TOPIC = (
+    *((("movies",),) * 3),
+    *((name,) for name in ("characters", "genres", "actors", "comments", "ratings", "jobs")),
+)
 PUBLIC_TOPICS = (
     *ONE_TOPIC,
     ("movies", "characters"),
     ("movies", "comments"),
+    ("movies", "ratings"),
     ("genres", "movies"),
     ("characters", "movies", "jobs"),
 )
@@ -71,7 +75,10 @@ ANONYMOUS = st.builds(
     Seat, user=st.just(None), worker=st.integers(0, 1), wishes=st.lists(wishes(), min_size=2, max_size=4).map(tuple)
 )
 USER = st.builds(
-    Seat, user=st.integers(0, 1), worker=st.integers(0, 1), wishes=st.tuples(private("sessions"), wishes(), wishes())
+    Seat,
+    user=st.integers(0, 1),
+    worker=st.integers(0, 1),
+    wishes=st.tuples(st.one_of(private("sessions"), private("watchlist")), wishes(), wishes()),
 )
 CHIEF = st.builds(
     Seat, user=st.just(ADMIN), worker=st.integers(0, 1), wishes=st.tuples(private("users"), wishes(), wishes())
@@ -101,7 +108,9 @@ class Oracle(stateful.RuleBasedStateMachine):
         seed=SEED,
         first=st.tuples(batches("many"), batches("single")),
         crowd=st.tuples(ANONYMOUS, ANONYMOUS, USER, CHIEF),
-        topics=st.sampled_from((("movies", "characters", "jobs"), ("genres", "actors", "characters"))),
+        topics=st.sampled_from(
+            (("movies", "characters", "jobs"), ("movies", "ratings"), ("genres", "actors", "characters"))
+        ),
         paused=NUMBER,
     )
     def open(

@@ -14,6 +14,7 @@ from tests.oracle.writes import ADMIN, CATALOG
 from tests.support.service import Person
 
 PAGE = 1_000
+PRIVATE = ("sessions", "watchlist")
 
 
 async def walk(
@@ -34,7 +35,9 @@ async def walk(
 
 @dataclass
 class Truth:
-    """All rows at a moment without writes. The sessions of user 0 are under the key `sessions of 0`, and so on."""
+    """All rows at a moment without writes. The sessions and the watchlist of user 0 are under the keys `sessions of 0`
+    and `watchlist of 0`, and so on.
+    """
 
     rest: Rest
     people: Sequence[Person]
@@ -47,7 +50,9 @@ class Truth:
         found["jobs"] = await walk(self.rest, "/jobs", admin, by_id=False)
         found["users"] = [(await self.rest.ask("GET", "/auth/me", token=admin.token)).body]
         found["users"] += await walk(self.rest, "/users/nonAdmin", admin, by_id=False)
+        found["ratings"] = [row for person in self.people for row in await walk(self.rest, "/ratings", person)]
         for number, person in enumerate(self.people):
+            found[f"watchlist of {number}"] = await walk(self.rest, "/watchlist", person)
             found[f"sessions of {number}"] = await walk(self.rest, "/auth/sessions", person, by_id=False)
         await self._check_links(found)
         self.rows = {topic: {row["id"]: row for row in rows} for topic, rows in found.items()}
@@ -73,7 +78,7 @@ class Truth:
         """Return the rows that match the view's filter, and assert that REST lists exactly these rows."""
         found: Rows = {}
         for topic in view.topics:
-            every = self.rows[topic if topic != "sessions" else f"sessions of {user}"]
+            every = self.rows[topic if topic not in PRIVATE else f"{topic} of {user}"]
             found[topic] = {id_: row for id_, row in every.items() if matches(view.wanted, row)}
             if topic in CATALOG and view.wanted:
                 parameters = query(view.wanted)

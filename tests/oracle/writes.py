@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from tests.oracle.filters import COUNTRIES, DATES, GENRES, LANGUAGES, NUMBERS, STATUSES, WORDS
+from tests.oracle.filters import COUNTRIES, DATES, GENRES, KEPT_AS, LANGUAGES, NUMBERS, STATUSES, WORDS
 from tests.support.service import PASSWORD
 
 Row = dict[str, Any]
@@ -32,7 +32,7 @@ class Write:
 
 
 MIXES = {
-    "single": ("add", "put", "patch", "patch", "patch", "delete"),
+    "single": ("add", "put", "patch", "patch", "patch", "delete", "rate", "rate", "unrate", "keep", "keep", "rekeep"),
     "many": ("add_bulk", "patch_bulk", "patch_bulk", "patch", "delete_bulk", "delete_range"),
     "others": ("generate", "generate", "cancel", "patch", "register", "regroup", "shut", "sign_in", "end_session"),
 }
@@ -74,6 +74,7 @@ class Known:
     names: list[str] = field(default_factory=list)
     sessions: list[list[str]] = field(default_factory=list)  # for each user, the sessions that may be ended
     registered: int = 0
+    entries: list[list[int]] = field(default_factory=lambda: [[], [], []])  # the watchlist of each writer
 
     def pick(self, chance: Random, resource: str, who: int, number: int) -> list[int]:
         """Return ids, mostly of rows that this writer may change, and often of new rows that others may be reading."""
@@ -138,6 +139,8 @@ def call(write: Write, known: Known) -> Call | None:
             number, batch = 20 + write.seed % 180, chance.choice((7, 30, 100, 1_000))
             rate = chance.choice(("", f"&rate={number * 4}"))
             return Call("POST", f"{path}/generate/{number}?seed={write.seed}&batch_size={batch}{rate}")
+        case "rate" | "unrate" | "keep" | "rekeep" if known.owners["movies"]:
+            return _community_call(write, known, chance)
         case "cancel" if known.jobs:
             return Call("DELETE", f"/jobs/{chance.choice(known.jobs[-3:])}")
     return _account_call(write, known, chance)
@@ -150,6 +153,23 @@ def _comment(chance: Random, known: Known) -> Call | None:
     if comments and chance.random() < 0.6:
         return Call("POST", f"/comments/{chance.choice(comments)}/replies", body)
     return Call("POST", f"/movies/{chance.choice(movies)}/comments", body) if movies else None
+
+
+def _community_call(write: Write, known: Known, chance: Random) -> Call | None:
+    """Return a request about a rating or a watchlist entry, mostly of the newest movies, as for characters."""
+    movie, own = chance.choice(sorted(known.owners["movies"])[-8:]), known.entries[write.who]
+    fields = {"status": chance.choice(KEPT_AS), "notes": chance.choice((*WORDS, None))}
+    match write.kind:
+        case "rate":
+            return Call("POST", f"/movies/{movie}/ratings", {"score": chance.choice((1, 2, 7, 9, 10))})
+        case "unrate":
+            return Call("DELETE", f"/movies/{movie}/ratings/mine")
+        case "keep":
+            return Call("POST", "/watchlist", {"movie_id": movie, **fields})
+        case "rekeep" if own:
+            path = f"/watchlist/{chance.choice(own[-8:])}"
+            return Call("PATCH", path, fields) if chance.random() < 0.7 else Call("DELETE", path)
+    return None
 
 
 def _account_call(write: Write, known: Known, chance: Random) -> Call | None:
