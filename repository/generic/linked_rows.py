@@ -7,8 +7,10 @@ in memory until COMMIT.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
+import orjson
 from sqlalchemy import select
 
 from core.errors import Conflict
@@ -124,5 +126,21 @@ async def _write(
     after = [
         {**row, link.column: values[row["id"]], "version": row["version"] + 1, "updated_at": now} for row in before
     ]
-    await rows.write_back(tx, owner.table, after, (link.column, *BOOKKEEPING))
+    if tx.is_sqlite:
+        await rows.write_back(tx, owner.table, after, (link.column, *BOOKKEEPING))
+    else:
+        await _write_at_once(tx, owner, link, after, now)
     await relations.emit_updates(tx, owner, before, after, [link.column], actor_id)
+
+
+async def _write_at_once(tx: Transaction, owner: Resource, link: Link, after: Rows, now: str) -> None:
+    """Write the rows with one statement, which on PostgreSQL takes a fraction of the time of one for each row."""
+    kind = "text" if link.table is None else "jsonb"
+    write = (
+        f'UPDATE "{owner.table.name}" AS changed SET "{link.column}" = made.value::{kind}, version = made.version,'  # noqa: S608 (names of our own tables)
+        " updated_at = $4 FROM unnest($1::bigint[], $2::text[], $3::integer[]) AS made (id, value, version)"
+        " WHERE changed.id = made.id"
+    )
+    values = [row[link.column] if link.table is None else orjson.dumps(row[link.column]).decode() for row in after]
+    ids, versions = [row["id"] for row in after], [row["version"] for row in after]
+    await (await tx.driver()).execute(write, ids, values, versions, datetime.fromisoformat(now))
