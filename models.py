@@ -319,6 +319,25 @@ events = Table(
     Column("changed", Text),
     Column("actor_id", BigInteger),
     Column("created_at", UtcTime, nullable=False),
+    Index(
+        "ix_events_entity_id",
+        "topic",
+        "entity_id",
+        "seq",
+        sqlite_where=sa.text("entity_id IS NOT NULL"),
+        postgresql_where=sa.text("entity_id IS NOT NULL"),
+    ),
+)
+
+# The lowest and the highest id in each bulk event, so that the history of a row searches few other events.
+event_spans = Table(
+    "event_spans",
+    metadata,
+    Column("seq", Id, primary_key=True, autoincrement=False),
+    Column("topic", String(32), nullable=False),
+    Column("first_id", BigInteger, nullable=False),
+    Column("last_id", BigInteger, nullable=False),
+    Index("ix_event_spans_topic", "topic", "seq", "first_id", "last_id"),
 )
 
 jobs = Table(

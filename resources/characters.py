@@ -27,4 +27,6 @@ CHARACTERS = Resource(
     example_change={"description": "Sold penicillin."},
     parents=(Parent("movie_id", MOVIES, count="characters_count"),),
     generated=True,
+    transferred=True,
+    has_history=True,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from pydantic import MISSING, BaseModel, RootModel, create_model
 from pydantic import Field as ModelField
@@ -72,6 +72,21 @@ def entity_model(table: Table, singular: str, created_word: str) -> type[BaseMod
         shown = _SHOWN[_field_type(column)]
         members[name] = (shown | None if column.nullable else shown, ModelField(description=descriptions.get(name)))
     return create_model(f"{singular.title()}Entity", __base__=Answer, **members)
+
+
+def change_model(entity: type[BaseModel], singular: str) -> type[BaseModel]:
+    """Return the model of a change in the history of an entity."""
+    shown: Any = entity | None
+    members: dict[str, Any] = {
+        "seq": (int, ModelField(description="The number of the event")),
+        "operation": (Literal["add", "update", "delete"], ...),
+        "at": (Moment, ...),
+        "actor_id": (int | None, ModelField(description="The user who made the change")),
+        "changed": (list[str], ModelField(description="The members that an update has changed")),
+        "before": (shown, ModelField(description=f"The {singular} before the change, null if it was added")),
+        "after": (shown, ModelField(description=f"The {singular} after the change, null if it was deleted")),
+    }
+    return create_model(f"{singular.title()}Change", __base__=Answer, **members)
 
 
 def patch_model(body: type[Body], singular: str, example: Mapping[str, Any]) -> type[BaseModel]:

@@ -49,4 +49,6 @@ MOVIES = Resource(
     filter_names={"genres": "genre", "languages": "language"},
     created_word="listed",
     generated=True,
+    transferred=True,
+    has_history=True,
 )

@@ -51,7 +51,8 @@ class Resource:
     `changed_by`: with `owner`, every user may create rows, and their owners and staff (moderators and admins) may
     change them; with `staff` or `admins`, only staff or only admins may create and change rows. `filter_names` renames
     columns in filters. With `generated`, `POST /…/generate/{number}` creates rows. `code` is a column with unique codes
-    of two letters: `GET /…/{id}` finds a row by its code, too.
+    of two letters: `GET /…/{id}` finds a row by its code, too. With `transferred`, lists can be exported to files and
+    imported from files; with `has_history`, clients can read the changes of a row that the event log holds.
     """
 
     table: Table
@@ -67,6 +68,8 @@ class Resource:
     created_word: str = "added"
     generated: bool = False
     code: str | None = None
+    transferred: bool = False
+    has_history: bool = False
 
     def __post_init__(self) -> None:
         expected = ("id", *self.written, "created_at", "updated_at")
@@ -178,6 +181,10 @@ class Resource:
     @cached_property
     def entity(self) -> type[BaseModel]:
         return derived.entity_model(self.table, self.singular, self.created_word)
+
+    @cached_property
+    def change(self) -> type[BaseModel]:
+        return derived.change_model(self.entity, self.singular)
 
     @cached_property
     def added(self) -> type[BaseModel]:

@@ -29,7 +29,7 @@ from core import metrics
 from core.errors import Forbidden, NotAcceptable, TooManyRequests, Unavailable
 from core.identity import Identity
 from core.network.addresses import network_of
-from core.scope_keys import SOCKET
+from core.scope_keys import ABORT, SOCKET
 from realtime.fanout.spec import check_topics, user_id_of
 from realtime.feed.positions import LOG_REPLACED
 from realtime.sockets.places import Places
@@ -48,8 +48,6 @@ PIECE_BYTES = 32 * 1024  # A write of PIECE_BYTES must complete within `Pace.wri
 MIN_BACKOFF_SECONDS = 0.05  # The back-off applies during a database outage.
 MAX_BACKOFF_SECONDS = 2.0
 FINISH_SECONDS = 1.0
-# An extension of our own server: a function in the `extensions` of the scope that aborts the connection.
-ABORT = "marquee.abort"
 
 _HEADERS = {
     "Cache-Control": "no-store",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,10 +22,13 @@ MAX_EVENT_ITEMS = 1_000
 # Large enough for the largest body of a bulk operation (10 MiB) with the fields that the service adds to 10,000 rows.
 # Without a limit, a request of 45 kB that edits 10,000 long rows would write 386 MB.
 MAX_TRANSACTION_BYTES = 16 * 1024 * 1024
+_ID = re.compile(rb'(?:\{"id":)?([0-9]+)')
 
 
 class Draft(NamedTuple):
-    """An event that has no number yet: the fields of `Event` between its number and its time, in the same order."""
+    """An event that has no number yet: the fields of `Event` between its number and its time, in the same order, and
+    the `span`, which only the log has.
+    """
 
     topic: str
     operation: str
@@ -34,6 +38,8 @@ class Draft(NamedTuple):
     before: bytes | None
     changed: tuple[str, ...]
     actor_id: int | None
+    # The lowest and the highest id in a bulk event.
+    span: tuple[int, int] | None = None
 
 
 @dataclass(slots=True)
@@ -136,7 +142,8 @@ class Transaction:
             end = _end_of_slice(items, before, start)
             payload = b'{"count":%d,"%s":[%s]%s}' % (end - start, key, b",".join(items[start:end]), tail)
             old = b"[" + b",".join(before[start:end]) + b"]" if before is not None else None
-            self._append(Draft(topic, operation, None, PUBLIC_AUDIENCE, payload, old, tuple(changed), actor_id))
+            span = _span(items[start:end])
+            self._append(Draft(topic, operation, None, PUBLIC_AUDIENCE, payload, old, tuple(changed), actor_id, span))
             start = end
 
     def _append(self, draft: Draft) -> None:
@@ -157,6 +164,12 @@ def require_fits(size: int) -> None:
 def former_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """Return the members of `before` whose values differ in `after`. Both have the same members."""
     return {name: value for name, value in before.items() if after[name] != value}
+
+
+def _span(items: Sequence[bytes]) -> tuple[int, int] | None:
+    """Return the lowest and the highest id of encoded entities or ids. An entity begins with its id."""
+    found = [int(match[1]) for match in map(_ID.match, items) if match is not None]
+    return (min(found), max(found)) if found else None
 
 
 def _end_of_slice(items: Sequence[bytes], before: Sequence[bytes] | None, start: int) -> int:

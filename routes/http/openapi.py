@@ -65,6 +65,7 @@ HEADERS: Mapping[str, dict[str, Any]] = {
         type="string",
         pattern='^(W/)?"[0-9]+-[0-9a-f]{16}"$',
     ),
+    "Content-Disposition": _header("The name of the file", type="string", pattern='^attachment; filename="[a-z.]+"$'),
     REPLAYED: _header(
         "Present if this is the stored response to an earlier request with the same `Idempotency-Key`",
         required=False,

@@ -38,6 +38,7 @@ from services.limits.lockout import Lockout
 from services.passwords import Passwords
 from services.pictures.pool import Pictures
 from services.tokens import Tokens
+from services.transfers.in_progress import Transfers
 
 
 class EventPages(Protocol):
@@ -73,6 +74,7 @@ class Services:
     storage: Storage
     pictures: Pictures
     bulk: BulkOperations
+    transfers: Transfers
     event_pages: EventPages
     event_streams: EventStreams
     limits: Limits

@@ -100,10 +100,19 @@ def asks_of_resource(
     }
 
 
+def asks_of_files(resource: str, one: str) -> dict[str, Ask]:
+    """Return the requests for whole lists as files, and for the history of a row."""
+    return {
+        f"GET /{resource}/export": Ask(f"/{resource}/export?id=0"),
+        f"GET /{resource}/{{id}}/history": Ask(f"/{resource}/{{{one}}}/history"),
+    }
+
+
 def asks_of_listed_resource(resource: str, one: str, entity: dict[str, str]) -> dict[str, Ask]:
     """Return the requests for a resource whose rows belong to users and can be generated."""
     return {
         **asks_of_resource(resource, one, entity, [entity]),
+        **asks_of_files(resource, one),
         f"GET /{resource}/user": Ask(f"/{resource}/user"),
         f"GET /{resource}/username/{{username}}": Ask(f"/{resource}/username/{{username}}"),
         f"GET /users/{{user_id}}/{resource}": Ask(f"/users/{{account}}/{resource}"),
@@ -130,6 +139,8 @@ ASKS: Mapping[str, Ask] = {
     **asks_of_listed_resource("characters", "character", {"name": "M"}),
     **asks_of_resource("genres", "genre", lambda _: {"name": name()}, lambda _: [{"name": name()}]),
     **asks_of_resource("actors", "actor", {"name": "M"}, [{"name": "M"}], ("biography", "x")),
+    **asks_of_files("genres", "genre"),
+    **asks_of_files("actors", "actor"),
     **asks_of_codes("countries", "country"),
     **asks_of_codes("languages", "language"),
     "GET /jobs": Ask("/jobs"),

@@ -24,6 +24,7 @@ from resources.movies import MOVIES
 from services.passwords import PasswordHasher
 from tests.conftest import Places
 from tests.support.backends import SQLITE_ONLY
+from tests.support.event_logs import without_spans
 from tests.support.requests import assert_problem, ok, sign_in
 from tests.support.service import Person, Service
 from tests.support.sockets import rows_of, subscribed
@@ -142,7 +143,8 @@ async def filled_by_the_version_before(places: Places) -> None:
         await writes.store(tx, MOVIES, rows, user_id)
         await writes.store(tx, GENRES, [{"name": SPLIT}, {"name": "\u200b"}], None)
 
-    await database.write(write)
+    with without_spans():
+        await database.write(write)
     # The normal form of this description is longer than the description itself.
     async with database.begin() as (connection, _):
         await connection.execute(update(models.movies).where(models.movies.c.id == 2).values(description="\u0958" * 3))

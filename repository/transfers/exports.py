@@ -1,0 +1,87 @@
+"""Reading all rows of a list as of one moment, in batches, so that memory does not grow with the list.
+
+An export is one read-only transaction: its head of the log and all of its rows belong to the same state of the
+database. While it is open, SQLite cannot reuse its write-ahead log, and PostgreSQL cannot remove old rows. So an export
+is bounded in time and, on SQLite, by the growth of the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+import models
+from core.errors import Unavailable
+from repository.engine.database import Database
+from repository.engine.engines import Lane
+from repository.engine.events import Head, head_of
+from repository.generic import lists, rows
+from repository.generic.lists import ListRequest
+from resources.resource import Resource
+
+EXPORT_SECONDS = 300.0  # enough for a million movies over a line of 10 Mbit/s, compressed
+BATCH_ROWS = 1_000
+# The transaction of an export that waits for its client is idle. The server ends the connection of a client that reads
+# nothing earlier than that.
+IDLE_SECONDS = 60
+# SQLite's log may grow by this much during an export. Checkpoints copy the log to the file, but cannot empty it.
+MAX_LOG_GROWTH_BYTES = 512 * 1024 * 1024
+
+Batch = Sequence[Sequence[Any]]  # rows in the form that the driver returns
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """An open export: the head of the log at its moment, and the rows, in batches that `as_shown` takes."""
+
+    head: Head
+    batches: AsyncIterator[Batch]
+
+
+@asynccontextmanager
+async def opened(database: Database, resource: Resource, request: ListRequest) -> AsyncIterator[Export]:
+    """Open an export of `request.columns`, or all columns. The limit and the place in the list are ignored.
+
+    The block must end within EXPORT_SECONDS. Raises Unavailable, also from the iterator.
+    """
+    database.schema.require()
+    async with database.read(Lane.EXPORT, seconds=EXPORT_SECONDS) as connection:
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        if database.is_sqlite:
+            await driver.execute("BEGIN")
+        else:
+            await connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'"))
+        try:
+            head = models.event_head.c
+            position = head_of((await connection.execute(select(head.epoch, head.seq))).all())
+            yield Export(position, _batches(database, connection, resource, request))
+        finally:
+            if database.is_sqlite:
+                await driver.rollback()
+
+
+async def _batches(
+    database: Database, connection: AsyncConnection, resource: Resource, request: ListRequest
+) -> AsyncIterator[Batch]:
+    query = lists.whole(database, resource, request).execution_options(yield_per=BATCH_ROWS)
+    log_bytes = database.log_bytes()
+    async with connection.stream(query) as found:
+        async for batch in found.partitions():
+            if database.log_bytes() - log_bytes > MAX_LOG_GROWTH_BYTES:
+                raise Unavailable("Too many rows were written during the export; try again when fewer are written")
+            yield batch
+
+
+def as_shown(resource: Resource, columns: Sequence[str], batch: Batch) -> Iterator[list[Any]]:
+    """Convert rows with these columns to the form that clients see, except that lists stay encoded as JSON. Pure."""
+    conversions = rows.conversions(resource.table, columns)
+    for each in batch:
+        row = list(each)
+        for place, convert in conversions:
+            row[place] = convert(row[place])
+        yield row
