@@ -89,6 +89,11 @@ def _kept() -> tuple[Column[Any], ...]:
     return version, Column("created_at", UtcTime, nullable=False), Column("updated_at", UtcTime, nullable=False)
 
 
+def _only(sqlite: str, postgresql: str | None = None) -> dict[str, Any]:
+    """Return the options of an index on only the rows that meet a condition."""
+    return {"sqlite_where": sa.text(sqlite), "postgresql_where": sa.text(postgresql or sqlite)}
+
+
 users = _numbered(
     "users",
     Column("username", _text(50)),
@@ -117,19 +122,8 @@ users = _numbered(
     # The row of a deleted account keeps only its id, because its movies still refer to that id.
     Column("deleted_at", UtcTime),
     Index("ix_users_avatar", "avatar"),
-    Index(
-        "ix_users_waiting_key",
-        "waiting_key",
-        "id",
-        sqlite_where=sa.text("waiting_key IS NOT NULL"),
-        postgresql_where=sa.text("waiting_key IS NOT NULL"),
-    ),
-    Index(
-        "ix_users_awaiting",
-        "created_at",
-        sqlite_where=sa.text("awaits_activation = 1"),
-        postgresql_where=sa.text("awaits_activation"),
-    ),
+    Index("ix_users_waiting_key", "waiting_key", "id", **_only("waiting_key IS NOT NULL")),
+    Index("ix_users_awaiting", "created_at", **_only("awaits_activation = 1", "awaits_activation")),
 )
 
 movies = _numbered(
@@ -319,14 +313,7 @@ events = Table(
     Column("changed", Text),
     Column("actor_id", BigInteger),
     Column("created_at", UtcTime, nullable=False),
-    Index(
-        "ix_events_entity_id",
-        "topic",
-        "entity_id",
-        "seq",
-        sqlite_where=sa.text("entity_id IS NOT NULL"),
-        postgresql_where=sa.text("entity_id IS NOT NULL"),
-    ),
+    Index("ix_events_entity_id", "topic", "entity_id", "seq"),
 )
 
 # The lowest and the highest id in each bulk event, so that the history of a row searches few other events.
@@ -366,6 +353,29 @@ jobs = Table(
     Index("ix_jobs_network", "network", "created_at"),
     Index("ix_jobs_state", "state", "lease_until"),
     Index("ix_jobs_user_id", "user_id", "lease_until"),
+)
+
+# What a job imports, how far it has come, and what came of it. The places in the file are in bytes.
+imports = Table(
+    "imports",
+    metadata,
+    Column("job_id", _text(36), primary_key=True),
+    Column("format", _text(8), nullable=False),
+    Column("columns", Strings, nullable=False),
+    *(Column(name, sa.Boolean, nullable=False) for name in ("is_safe", "is_dry_run", "stops", "is_in_long_line")),
+    *(Column(name, BigInteger, nullable=False) for name in ("size", "offset")),
+    *(Column(name, Integer, nullable=False) for name in ("added", "updated", "failed", "problems")),
+)
+
+# The file of an import (`role` is `file`), in deflated parts, and its report. A file is stored before its job.
+import_parts = Table(
+    "import_parts",
+    metadata,
+    Column("job_id", _text(36), primary_key=True),
+    Column("role", _text(8), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("content", sa.LargeBinary, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
 )
 
 idempotency_keys = Table(

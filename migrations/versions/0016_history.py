@@ -25,9 +25,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("seq", name="pk_event_spans"),
     )
     op.create_index("ix_event_spans_topic", "event_spans", ["topic", "seq", "first_id", "last_id"])
-    is_single = sa.text("entity_id IS NOT NULL")
-    columns = ["topic", "entity_id", "seq"]
-    op.create_index("ix_events_entity_id", "events", columns, sqlite_where=is_single, postgresql_where=is_single)
+    op.create_index("ix_events_entity_id", "events", ["topic", "entity_id", "seq"])
     _add_spans(spans)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -81,6 +82,18 @@ class Transaction:
                 assert raw.is_in_transaction()
             self._driver = raw
         return self._driver
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """Undo all that the block has written, its events included, if the block raises an exception."""
+        drafts, size, listeners = len(self.drafts), self.size, len(self.on_position)
+        try:
+            async with self.connection.begin_nested():
+                yield
+        except BaseException:
+            del self.drafts[drafts:], self.on_position[listeners:]
+            self.size = size
+            raise
 
     async def execute_many(self, statement: Statement, rows: Sequence[Sequence[Any]]) -> None:
         """Run the statement once for each row, through the driver itself."""

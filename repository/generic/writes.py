@@ -99,7 +99,13 @@ async def add(tx: Transaction, resource: Resource, identity: Identity, fields: R
 
 
 async def add_bulk(
-    tx: Transaction, resource: Resource, identity: Identity, items: Sequence[Row], *, skip_conflicts: bool
+    tx: Transaction,
+    resource: Resource,
+    identity: Identity,
+    items: Sequence[Row],
+    *,
+    skip_conflicts: bool,
+    job_id: str | None = None,
 ) -> Added:
     """Store all entities or none; with `skip_conflicts`, those without conflicts. Raises Forbidden or Conflict."""
     resource.require_may_create(identity)
@@ -107,7 +113,7 @@ async def add_bulk(
     if not skip_conflicts:
         conflicts.raise_for(refused, bulk=True)
     good = [item for index, item in enumerate(items) if index not in refused]
-    encoded = await store(tx, resource, good, identity.user_id)
+    encoded = await store(tx, resource, good, identity.user_id, job_id)
     if resource.writers:
         await _audit(tx, "create", resource, identity, [orjson.loads(payload) for payload in encoded])
     return Added(encoded, refused)

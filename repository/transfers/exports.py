@@ -25,7 +25,7 @@ from repository.generic.lists import ListRequest
 from resources.resource import Resource
 
 EXPORT_SECONDS = 300.0  # enough for a million movies over a line of 10 Mbit/s, compressed
-BATCH_ROWS = 1_000
+BATCH_ROWS = 500
 # The transaction of an export that waits for its client is idle. The server ends the connection of a client that reads
 # nothing earlier than that.
 IDLE_SECONDS = 60

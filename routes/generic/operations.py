@@ -13,7 +13,7 @@ from repository.generic.lists import ordering_of
 from resources.jobs import Job
 from resources.registry import RESOURCES, children_of, found_model
 from resources.resource import Resource
-from routes.generic import handlers, history, transfers
+from routes.generic import handlers, history, imports, transfers
 from routes.http import queries
 from routes.http.limit_groups import LimitGroup
 from routes.http.operation import Details, Handler, Operations
@@ -37,6 +37,7 @@ def operations_of(resource: Resource) -> Operations:
         _declare_generation(made, resource)
     if resource.transferred:
         transfers.declare(made, resource)
+        imports.declare(made, resource)
     _declare_single(made, resource)
     if resource.has_history:
         history.declare(made, resource)

@@ -1,4 +1,4 @@
-"""The exports that a worker sends at the same time."""
+"""The exports that a worker sends, and the files of imports that it receives, at the same time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from services.limits.in_progress import InProgress
 MAX_EXPORTS = EXPORT_READERS  # Each of them has a connection to the database of its own.
 MAX_EXPORTS_PER_USER = 1
 MAX_EXPORTS_PER_ADDRESS = 1
+MAX_UPLOADS = 4  # Each part of a file is a write, so more of them would delay other writes.
+MAX_UPLOADS_PER_USER = 1
+MAX_UPLOADS_PER_ADDRESS = 2
 
 
 class Transfers:
@@ -16,3 +19,5 @@ class Transfers:
     def __init__(self, *, limits_clients: bool) -> None:
         exports = (MAX_EXPORTS, MAX_EXPORTS_PER_USER, MAX_EXPORTS_PER_ADDRESS)
         self.exports = InProgress("exports in progress", *exports, limits_clients)
+        uploads = (MAX_UPLOADS, MAX_UPLOADS_PER_USER, MAX_UPLOADS_PER_ADDRESS)
+        self.uploads = InProgress("files of imports being received", *uploads, limits_clients)

@@ -45,6 +45,10 @@ UNOWNED: Mapping[str, tuple[str, str]] = {
     "free_language": ("/languages", "aa"),
 }
 CREATES_UNOWNED = ("POST /admin", *(f"POST {path}" for path, _ in UNOWNED.values()))
+FILE: Mapping[str, Any] = {
+    "content": b'{"title":"M","name":"M"}\n',
+    "headers": {"Content-Type": "application/x-ndjson"},
+}
 _numbers = itertools.count()
 
 
@@ -104,6 +108,7 @@ def asks_of_files(resource: str, one: str) -> dict[str, Ask]:
     """Return the requests for whole lists as files, and for the history of a row."""
     return {
         f"GET /{resource}/export": Ask(f"/{resource}/export?id=0"),
+        f"POST /{resource}/import": Ask(f"/{resource}/import?dry_run=true", content=FILE),
         f"GET /{resource}/{{id}}/history": Ask(f"/{resource}/{{{one}}}/history"),
     }
 
@@ -146,6 +151,7 @@ ASKS: Mapping[str, Ask] = {
     "GET /jobs": Ask("/jobs"),
     "GET /jobs/{id}": Ask("/jobs/{job}"),
     "DELETE /jobs/{id}": Ask("/jobs/{job}"),
+    "GET /jobs/{id}/report": Ask("/jobs/{import}/report"),
     # --- signing in and out
     "POST /auth/register": Ask("/auth/register", lambda _: {"username": name(), "password": PASSWORD}),
     "POST /users": Ask("/users", lambda _: {"username": name(), "password": PASSWORD}),
@@ -285,6 +291,8 @@ async def created(wanted: str, owner: Account) -> Any:
         return (await person.add(f"{wanted}s"))["id"]
     if wanted == "job":
         return (await person.generate("movies", 1_000, "?rate=1"))["id"]
+    if wanted == "import":
+        return (await ok(person.http.post("/movies/import?dry_run=true", **FILE), 202))["id"]
     if wanted in ("session", "refresh_token"):
         return (await ok(sign_in(person.http, person.name)))["session_id" if wanted == "session" else wanted]
     if wanted == "avatar_url":
