@@ -31,7 +31,7 @@ from services.transfers.formats import Format
 from services.transfers.reading import Record, records
 
 CHUNK_BYTES = 512 * 1024  # at least the longest record
-CHUNK_ROWS = 1_000
+CHUNK_ROWS = 2_000  # as many as fit into two events
 
 _RESOURCES = {f"{KIND}{resource.name}": resource for resource in RESOURCES if resource.transferred}
 
@@ -90,6 +90,7 @@ class ImportJob:
         self._format = Format(progress.format)
         self._checker = Checker(self._resource, self._format, progress.columns, is_safe=progress.is_safe)
         self.done = job.done
+        self._file = imports.StoredFile(database, job.id, progress.size)
         self._started = time.monotonic()
         self._max_rows = CHUNK_ROWS
 
@@ -104,7 +105,7 @@ class ImportJob:
 
     async def chunk_at(self, place: Place) -> Chunk:
         """Read and check the rows of a chunk. Raises Unavailable."""
-        piece = await imports.read(self._database, self._job.id, place.offset, CHUNK_BYTES)
+        piece = await self._file.read(place.offset, CHUNK_BYTES)
         return await asyncio.to_thread(self._parsed, piece, place)
 
     def _parsed(self, piece: bytes, place: Place) -> Chunk:

@@ -7,12 +7,12 @@ is bounded in time and, on SQLite, by the growth of the log.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select, text
+from sqlalchemy import JSON, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 import models
@@ -68,13 +68,35 @@ async def opened(database: Database, resource: Resource, request: ListRequest) -
 async def _batches(
     database: Database, connection: AsyncConnection, resource: Resource, request: ListRequest
 ) -> AsyncIterator[Batch]:
-    query = lists.whole(database, resource, request).execution_options(yield_per=BATCH_ROWS)
+    query = lists.whole(database, resource, request)
+    if not database.is_sqlite:
+        query = query.with_only_columns(text(_as_text(resource, request.columns or resource.columns)))
+    query = query.execution_options(yield_per=BATCH_ROWS)
     log_bytes = database.log_bytes()
     async with connection.stream(query) as found:
         async for batch in found.partitions():
             if database.log_bytes() - log_bytes > MAX_LOG_GROWTH_BYTES:
                 raise Unavailable("Too many rows were written during the export; try again when fewer are written")
             yield batch
+
+
+def _as_text(resource: Resource, columns: Sequence[str]) -> str:
+    """Return the columns as PostgreSQL should return them: times, dates and lists as text, because converting them in
+    Python would take most of the time of an export.
+    """
+    table = resource.table
+    found = []
+    for name in columns:
+        form = _FORMS.get(type(table.c[name].type), "{}")
+        found.append(form.format(f'"{table.name}"."{name}"'))
+    return ", ".join(found)
+
+
+_FORMS: Mapping[type, str] = {
+    models.UtcTime: """to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24\\:MI\\:SS.US"Z"')""",
+    models.IsoDate: "to_char({}, 'YYYY-MM-DD')",
+    JSON: "CAST({} AS TEXT)",
+}
 
 
 def as_shown(resource: Resource, columns: Sequence[str], batch: Batch) -> Iterator[list[Any]]:

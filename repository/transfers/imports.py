@@ -108,18 +108,30 @@ async def _insert_part(tx: Transaction, job_id: str, role: str, number: int, con
     await tx.connection.execute(insert(PARTS).values(values))
 
 
-async def read(database: Database, job_id: str, offset: int, size: int) -> bytes:
-    """Return up to `size` bytes of a file from `offset` on, but at most to the end of the next part. Raises Unavailable
-    if a part is missing.
-    """
-    first = offset // PART_BYTES
-    wanted = range(first, (offset + size - 1) // PART_BYTES + 1)
-    of_file = and_(PARTS.c.job_id == job_id, PARTS.c.role == FILE, PARTS.c.number.in_(wanted))
-    found = await database.select(select(PARTS.c.content).where(of_file).order_by(PARTS.c.number))
-    if not found:
-        raise Unavailable("A part of the file is missing")
-    content = b"".join([zlib.decompress(row[0]) for row in found])
-    return content[offset - first * PART_BYTES :][:size]
+class StoredFile:
+    """The file of an import, to be read from front to back. It keeps the parts that the last call has read."""
+
+    def __init__(self, database: Database, job_id: str, size: int) -> None:
+        self._database = database
+        self._job_id = job_id
+        self._size = size
+        self._parts: dict[int, bytes] = {}
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Return `size` bytes from `offset` on, or fewer at the end. Raises Unavailable if a part is missing."""
+        first, end = offset // PART_BYTES, min(offset + size, self._size)
+        wanted = range(first, (end - 1) // PART_BYTES + 1)
+        missing = [number for number in wanted if number not in self._parts]
+        if missing:
+            of_file = and_(PARTS.c.job_id == self._job_id, PARTS.c.role == FILE, PARTS.c.number.in_(missing))
+            found = await self._database.select(select(PARTS.c.number, PARTS.c.content).where(of_file))
+            if len(found) < len(missing):
+                raise Unavailable("A part of the file is missing")
+            self._parts |= {number: zlib.decompress(content) for number, content in found}
+        self._parts = {number: self._parts[number] for number in wanted}
+        content = b"".join(self._parts.values()) if len(wanted) > 1 else self._parts[first]
+        begin = offset - first * PART_BYTES
+        return content[begin : begin + end - offset]
 
 
 async def discard(database: Database, job_id: str) -> None:

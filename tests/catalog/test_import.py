@@ -6,18 +6,30 @@ import asyncio
 import csv
 import io
 import json
+import uuid
+import zlib
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
-from jobs import imports as import_jobs
+from core.identity import Group, Identity
+from jobs.runner import Runner
+from repository import jobs
+from repository.engine import transaction
+from repository.engine.database import Database
+from repository.engine.transaction import Transaction
+from repository.jobs import JobOrder
 from repository.transfers import imports
+from repository.transfers.imports import ImportOrder
+from resources.jobs import Kind
 from resources.movies import MOVIES
+from resources.registry import RESOURCES
 from services.transfers.checking import Checker, Row
 from services.transfers.formats import Format
 from services.transfers.reading import MAX_RECORD_BYTES, Record, records
+from tests.support.accounts import account
 from tests.support.backends import SQLITE_ONLY
 from tests.support.event_logs import database_of
 from tests.support.raw_http import raw_connection
@@ -360,8 +372,53 @@ def test_cells_become_values() -> None:
 
 
 def test_every_transferred_resource_has_a_kind_of_job() -> None:
-    from typing import get_args
+    assert {f"{imports.KIND}{each.name}" for each in RESOURCES if each.transferred} <= set(get_args(Kind))
 
-    from resources.jobs import Kind
 
-    assert set(import_jobs._RESOURCES) <= set(get_args(Kind))
+# --- a runner without a service
+
+
+async def ordered(database: Database, content: bytes) -> str:
+    """Queue an import of movies from CSV, and return the id of its job."""
+    job_id = str(uuid.uuid4())
+    await imports.store_part(database, job_id, 0, zlib.compress(content))
+    me = Identity(await account(database, "alice"), Group.USER, 2.0**40, "a session", None)
+    job = JobOrder("import_movies", content.count(b"\n"), seed=0, batch_size=1, rate=None)
+    details = ImportOrder("csv", ("title", "description"), False, False, False, len(content), 0)
+
+    async def work(tx: Transaction) -> None:
+        await jobs.create(tx, me, job, None, job_id=job_id)
+        await imports.create(tx, job_id, details)
+
+    await database.write(work)
+    return job_id
+
+
+async def test_a_chunk_that_is_too_large_for_one_transaction_is_divided(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transaction, "MAX_TRANSACTION_BYTES", 20_000)
+    huge = csv_of(["y", "x" * 9_900 * 2])[:-2] + b"\r\n"
+    job_id = await ordered(database, many(200) + csv_of(["y", "\u00e9" * 9_990]) + csv_of(["z", "last"]) + huge)
+    runner = Runner(database)
+    running = asyncio.create_task(runner.run())
+
+    async def has_ended() -> bool:
+        job = await jobs.find(database, job_id)
+        return job is not None and job["state"] == "done"
+
+    await eventually(has_ended, "the import has ended")
+    runner.stop()
+    await running
+    report = await imports.report(database, job_id)
+    assert report is not None
+    assert (report.counts["added"], report.counts["failed"]) == (201, 2)
+    assert [json.loads(line)["field"] for line in report.problems.splitlines()] == ["", "description"]
+    assert await imports.discard_unused(database, datetime.now(UTC)) == 0, "the runner has deleted the file"
+
+
+async def test_files_without_a_job_are_deleted_after_a_while(database: Database) -> None:
+    await imports.store_part(database, "no job", 0, b"")
+    now = datetime.now(UTC)
+    assert await imports.discard_unused(database, now - timedelta(hours=1)) == 0
+    assert await imports.discard_unused(database, now + timedelta(hours=1)) == 1
