@@ -7,8 +7,9 @@ is bounded in time and, on SQLite, by the growth of the log.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,18 +57,24 @@ async def opened(database: Database, resource: Resource, request: ListRequest) -
             await driver.execute("BEGIN")
         else:
             await connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'"))
+        has_been_cancelled = False
         try:
             head = models.event_head.c
             position = head_of((await connection.execute(select(head.epoch, head.seq))).all())
-            yield Export(position, _batches(database, connection, resource, request))
+            # The cursor must be closed before the connection goes back to its pool.
+            async with aclosing(_batches(database, connection, resource, request)) as batches:
+                yield Export(position, batches)
+        except asyncio.CancelledError:
+            has_been_cancelled = True  # `Database.read` interrupts the statement, and then ends the transaction
+            raise
         finally:
-            if database.is_sqlite:
+            if database.is_sqlite and not has_been_cancelled:
                 await driver.rollback()
 
 
 async def _batches(
     database: Database, connection: AsyncConnection, resource: Resource, request: ListRequest
-) -> AsyncIterator[Batch]:
+) -> AsyncGenerator[Batch, None]:
     query = lists.whole(database, resource, request)
     if not database.is_sqlite:
         query = query.with_only_columns(text(_as_text(resource, request.columns or resource.columns)))
