@@ -45,8 +45,9 @@ CORS_REQUEST_HEADERS = (
     "Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "Last-Event-ID", "X-Request-ID",
 )  # fmt: skip
 CORS_RESPONSE_HEADERS = (
-    "ETag", "Idempotency-Replayed", "Link", "Location", "RateLimit", "RateLimit-Limit", "RateLimit-Policy",
-    "RateLimit-Remaining", "RateLimit-Reset", "Retry-After", "Stream-Position", "X-Request-ID", "X-Total-Count",
+    "Content-Disposition", "ETag", "Idempotency-Replayed", "Link", "Location", "RateLimit", "RateLimit-Limit",
+    "RateLimit-Policy", "RateLimit-Remaining", "RateLimit-Reset", "Retry-After", "Stream-Position", "X-Request-ID",
+    "X-Total-Count",
 )  # fmt: skip
 
 

@@ -6,42 +6,16 @@ both databases (collation "C"), never by locale, so that a filter matches the sa
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 import sqlalchemy as sa
 from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, SmallInteger, String, Table, Text
 
+from core.databases import tables
 from core.databases.columns import Id, IsoDate, Strings, UtcTime, text
+from core.databases.tables import kept, links, numbered, only
 
-metadata = sa.MetaData(
-    naming_convention={
-        "ix": "ix_%(column_0_label)s",
-        "uq": "uq_%(table_name)s_%(column_0_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
+metadata = tables.metadata
 
-
-def _numbered(name: str, *columns: Column[Any] | Index | sa.UniqueConstraint) -> Table:
-    """Return a table with an `id` that is never reused, so that no client mistakes a new row for a deleted one."""
-    key = Column("id", Id, primary_key=True, autoincrement=True)
-    return Table(name, metadata, key, *columns, sqlite_autoincrement=True)
-
-
-def _kept() -> tuple[Column[Any], ...]:
-    """Return the columns that the service maintains in every row that clients edit."""
-    version = Column("version", Integer, nullable=False)
-    return version, Column("created_at", UtcTime, nullable=False), Column("updated_at", UtcTime, nullable=False)
-
-
-def _where(condition: str) -> dict[str, Any]:
-    """Return the arguments of an index on the rows that meet the condition."""
-    return {"sqlite_where": sa.text(condition), "postgresql_where": sa.text(condition)}
-
-
-users = _numbered(
+users = numbered(
     "users",
     Column("username", text(50)),
     # The normalised user name, which must be unique.
@@ -57,7 +31,7 @@ users = _numbered(
     Column("password_hash", Text, nullable=False),
     Column("group", text(20), nullable=False),
     Column("is_active", sa.Boolean, nullable=False),
-    *_kept(),
+    *kept(),
     Column("gender", text(20)),
     Column("date_of_birth", IsoDate),
     Column("info", text()),
@@ -69,16 +43,11 @@ users = _numbered(
     # The row of a deleted account keeps only its id, because its movies still refer to that id.
     Column("deleted_at", UtcTime),
     Index("ix_users_avatar", "avatar"),
-    Index("ix_users_waiting_key", "waiting_key", "id", **_where("waiting_key IS NOT NULL")),
-    Index(
-        "ix_users_awaiting",
-        "created_at",
-        sqlite_where=sa.text("awaits_activation = 1"),
-        postgresql_where=sa.text("awaits_activation"),
-    ),
+    Index("ix_users_waiting_key", "waiting_key", "id", **only("waiting_key IS NOT NULL")),
+    Index("ix_users_awaiting", "created_at", **only("awaits_activation = 1", "awaits_activation")),
 )
 
-movies = _numbered(
+movies = numbered(
     "movies",
     Column("title", text(255), nullable=False),
     Column("description", text()),
@@ -99,35 +68,35 @@ movies = _numbered(
     Column("ratings_count", Integer, nullable=False, server_default="0"),
     # The sum of the scores, from which the average is computed exactly.
     Column("ratings_sum", BigInteger, nullable=False, server_default="0", info={"hidden": True}),
-    *_kept(),
+    *kept(),
     Index("ix_movies_user_id", "user_id", "id"),
     Index("ix_movies_country", "country", "id"),
 )
 
-characters = _numbered(
+characters = numbered(
     "characters",
     Column("name", text(255), nullable=False),
     Column("description", text()),
     Column("movie_id", Id, ForeignKey("movies.id")),
     Column("actor_id", Id, ForeignKey("actors.id")),
     Column("user_id", Id, ForeignKey("users.id")),
-    *_kept(),
+    *kept(),
     Index("ix_characters_user_id", "user_id", "id"),
     Index("ix_characters_movie_id", "movie_id", "id"),
     Index("ix_characters_actor_id", "actor_id", "id"),
 )
 
-genres = _numbered(
+genres = numbered(
     "genres",
     Column("name", text(100), nullable=False),
     # The normalised name, which must be unique.
     Column("name_key", text(200), nullable=False, unique=True, info={"key_of": "name"}),
     Column("description", text()),
     Column("movies_count", Integer, nullable=False, server_default="0"),
-    *_kept(),
+    *kept(),
 )
 
-actors = _numbered(
+actors = numbered(
     "actors",
     Column("name", text(100), nullable=False),
     # The normalised name. Several actors may have the same name.
@@ -137,21 +106,21 @@ actors = _numbered(
     Column("biography", text()),
     Column("movies_count", Integer, nullable=False, server_default="0"),
     Column("characters_count", Integer, nullable=False, server_default="0"),
-    *_kept(),
+    *kept(),
     Index("ix_actors_name_key", "name_key", "id"),
 )
 
-countries = _numbered(
+countries = numbered(
     "countries",
     Column("code", text(2), nullable=False),
     # The code in lower case, which must be unique.
     Column("code_key", text(200), nullable=False, unique=True, info={"key_of": "code"}),
     Column("name", text(100), nullable=False),
     Column("movies_count", Integer, nullable=False, server_default="0"),
-    *_kept(),
+    *kept(),
 )
 
-languages = _numbered(
+languages = numbered(
     "languages",
     # Null for a language that has no code in ISO 639-1.
     Column("code", text(2)),
@@ -161,25 +130,16 @@ languages = _numbered(
     # The normalised name.
     Column("name_key", text(200), nullable=False, server_default="", info={"key_of": "name"}),
     Column("movies_count", Integer, nullable=False, server_default="0"),
-    *_kept(),
+    *kept(),
     Index("ix_languages_name_key", "name_key", "id"),
 )
 
 
-def _links(linked: Table, owner: Table, linked_id: str, owner_id: str) -> Table:
-    """Return a table of links. A row of `owner` shows its linked rows in the order of `position`."""
-    name, part = f"{owner.name.removesuffix('s')}_{linked.name}", partial(Column, primary_key=True, autoincrement=False)
-    columns = part(linked_id, Id, ForeignKey(linked.c.id)), part(owner_id, Id, ForeignKey(owner.c.id))
-    position = Column("position", SmallInteger, nullable=False)
-    index = Index(f"ix_{name}_{owner_id}", owner_id, "position")
-    return Table(name, metadata, *columns, position, index, sqlite_with_rowid=False)
-
-
-movie_languages = _links(languages, movies, "language_id", "movie_id")
-movie_genres = _links(genres, movies, "genre_id", "movie_id")
-movie_actors = _links(actors, movies, "actor_id", "movie_id")
+movie_languages = links(languages, movies, "language_id", "movie_id")
+movie_genres = links(genres, movies, "genre_id", "movie_id")
+movie_actors = links(actors, movies, "actor_id", "movie_id")
 # A comment that is deleted while it has replies keeps its row, without its text and author.
-comments = _numbered(
+comments = numbered(
     "comments",
     Column("text", text()),
     Column("user_id", Id, ForeignKey("users.id")),
@@ -191,11 +151,11 @@ comments = _numbered(
     Column("deleted", sa.Boolean, nullable=False),
     Column("edited_at", UtcTime),
     Column("replies_count", Integer, nullable=False),
-    *_kept(),
+    *kept(),
     Index("ix_comments_user_id", "user_id", "id"),
     Index("ix_comments_movie_id", "movie_id", "id"),
     Index("ix_comments_parent_id", "parent_id", "id"),
-    Index("ix_comments_top", "movie_id", "id", **_where("parent_id IS NULL")),
+    Index("ix_comments_top", "movie_id", "id", **only("parent_id IS NULL")),
 )
 
 sessions = Table(
@@ -234,7 +194,7 @@ one_time_tokens = Table(
 
 # The outbox: emails to be sent, those sent in the last day, and those that failed in the last week. An email is
 # composed on delivery, so that the table holds no tokens.
-mails = _numbered(
+mails = numbered(
     "mails",
     # Null until the recipient's account has been looked up.
     Column("user_id", Id, ForeignKey("users.id")),
@@ -255,7 +215,7 @@ mails = _numbered(
 
 # The audit trail: actions of staff on accounts and on rows of other users. It has no foreign keys, because its entries
 # outlive what they are about.
-audit = _numbered(
+audit = numbered(
     "audit",
     Column("actor_id", Id),
     Column("action", text(32), nullable=False),
@@ -319,6 +279,18 @@ events = Table(
     Column("changed", Text),
     Column("actor_id", BigInteger),
     Column("created_at", UtcTime, nullable=False),
+    Index("ix_events_entity_id", "topic", "entity_id", "seq"),
+)
+
+# The lowest and the highest id in each bulk event, so that the history of a row searches few other events.
+event_spans = Table(
+    "event_spans",
+    metadata,
+    Column("seq", Id, primary_key=True, autoincrement=False),
+    Column("topic", String(32), nullable=False),
+    Column("first_id", BigInteger, nullable=False),
+    Column("last_id", BigInteger, nullable=False),
+    Index("ix_event_spans_topic", "topic", "seq", "first_id", "last_id"),
 )
 
 jobs = Table(
@@ -349,6 +321,29 @@ jobs = Table(
     Index("ix_jobs_user_id", "user_id", "lease_until"),
 )
 
+# What a job imports, how far it has come, and what came of it. The places in the file are in bytes.
+imports = Table(
+    "imports",
+    metadata,
+    Column("job_id", text(36), primary_key=True),
+    Column("format", text(8), nullable=False),
+    Column("columns", Strings, nullable=False),
+    *(Column(name, sa.Boolean, nullable=False) for name in ("is_safe", "is_dry_run", "stops", "is_in_long_line")),
+    *(Column(name, BigInteger, nullable=False) for name in ("size", "offset")),
+    *(Column(name, Integer, nullable=False) for name in ("added", "updated", "failed", "problems")),
+)
+
+# The file of an import (`role` is `file`), in deflated parts, and its report. A file is stored before its job.
+import_parts = Table(
+    "import_parts",
+    metadata,
+    Column("job_id", text(36), primary_key=True),
+    Column("role", text(8), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("content", sa.LargeBinary, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+)
+
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
@@ -369,25 +364,25 @@ leases = Table(
     Column("until", Float, nullable=False),
 )
 
-ratings = _numbered(
+ratings = numbered(
     "ratings",
     Column("score", SmallInteger, nullable=False),
     Column("user_id", Id, ForeignKey("users.id"), nullable=False),
     Column("movie_id", Id, ForeignKey("movies.id"), nullable=False),
-    *_kept(),
+    *kept(),
     sa.UniqueConstraint("movie_id", "user_id"),
     Index("ix_ratings_movie_id", "movie_id", "id", "score"),
     Index("ix_ratings_user_id", "user_id", "id"),
 )
 
-watchlist = _numbered(
+watchlist = numbered(
     "watchlist",
     Column("movie_id", Id, ForeignKey("movies.id"), nullable=False),
     Column("status", text(20), nullable=False),
     Column("notes", text()),
     Column("user_id", Id, ForeignKey("users.id"), nullable=False),
     Column("watched_at", UtcTime),
-    *_kept(),
+    *kept(),
     sa.UniqueConstraint("user_id", "movie_id"),
     Index("ix_watchlist_movie_id", "movie_id", "id"),
     Index("ix_watchlist_user_id", "user_id", "id"),

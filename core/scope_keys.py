@@ -16,5 +16,7 @@ DOCUMENT = "marquee.document"
 UNCOMPRESSED = "marquee.uncompressed"
 # What was expected, as a sentence. Present only if the handshake of a websocket is invalid.
 HANDSHAKE_ERROR = "marquee.handshake_error"
+# An extension of our own server: a function in the `extensions` of the scope that aborts the connection.
+ABORT = "marquee.abort"
 # The identity that uses the websocket, or None. Present only together with SOCKET.
 IDENTITY = "marquee.identity"

@@ -16,6 +16,7 @@ from repository.accounts import deletion, one_time_tokens, outbox, sessions
 from repository.engine import event_log
 from repository.engine.database import Database
 from repository.generic import idempotency
+from repository.transfers import imports
 
 PERIOD_SECONDS = 60.0
 IDEMPOTENCY_KEY_HOURS = 24
@@ -25,6 +26,7 @@ FORGET_ROWS_PER_TRANSACTION = 25  # Each deleted account costs about eight state
 FORGET_JOBS_PER_TRANSACTION = 100  # Each deleted job causes an event.
 FORGET_PAUSE_SECONDS = 0.1  # A pause between the transactions lets other writes proceed.
 SESSION_GRACE = timedelta(minutes=1)  # The clock of the worker that issued a session's token may be slow.
+UPLOAD_GRACE = timedelta(hours=1)  # The upload of a file takes less.
 
 log = structlog.get_logger("cleanup")
 
@@ -93,6 +95,7 @@ class Cleanup:
             "sessions": await _repeat(expire_sessions, EXPIRE_ROWS_PER_TRANSACTION),
             "accounts": await _repeat(forget_accounts, 1, FORGET_PAUSE_SECONDS),
             "jobs": await _repeat(forget_jobs, FORGET_JOBS_PER_TRANSACTION, FORGET_PAUSE_SECONDS),
+            "parts_of_imports": await imports.discard_unused(database, now - UPLOAD_GRACE),
             "one_time_tokens": await one_time_tokens.forget(database, now),
             "emails": await outbox.forget(database, now),
             "events": await _repeat(prune_events, PRUNE_ROWS_PER_TRANSACTION),

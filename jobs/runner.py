@@ -23,7 +23,7 @@ import structlog
 
 from core import metrics
 from core.errors import Unavailable
-from jobs import generation
+from jobs import generation, imports
 from repository import jobs
 from repository.engine.database import Database
 from repository.engine.events import Event
@@ -149,6 +149,9 @@ class Runner:
 
         Raises SlotLeft, LeaseLost or Unavailable.
         """
+        if imports.is_import(job.kind):
+            await self._run_import(job, owner)
+            return
         done, started = job.done, time.monotonic()
         pace = Pace(job, started)
         self._leave_until(pace.due)
@@ -173,6 +176,36 @@ class Runner:
         finally:
             upcoming.cancel()
             await asyncio.gather(upcoming, return_exceptions=True)
+
+    async def _run_import(self, job: ClaimedJob, owner: str) -> None:
+        """Store one chunk of a file while a thread reads the next, until the job has ended. Then delete the file.
+
+        Raises SlotLeft, LeaseLost or Unavailable.
+        """
+        work = await imports.opened(self._database, job, owner)
+        may_stay_until = time.monotonic() + SLOT_SECONDS
+        upcoming = asyncio.create_task(work.chunk_at(work.place))
+        try:
+            while not work.is_done:
+                chunk = await upcoming
+                if chunk.end.done < job.total:
+                    upcoming = asyncio.create_task(work.chunk_at(chunk.end))
+                if self._stopping.is_set():
+                    raise SlotLeft
+                if await work.store(chunk):
+                    metrics.ROWS_GENERATED.labels(job.kind).inc(len(chunk.rows))
+                    may_stay_until = await self._make_room(job, may_stay_until, time.monotonic())
+                else:
+                    upcoming.cancel()
+                    await asyncio.gather(upcoming, return_exceptions=True)
+                    upcoming = asyncio.create_task(work.chunk_at(work.place))
+        except imports.Stopped as stopped:
+            log.info("import stopped", job=job.id, reason=str(stopped))
+            await jobs.fail(self._database, job.id, owner, str(stopped))
+        finally:
+            upcoming.cancel()
+            await asyncio.gather(upcoming, return_exceptions=True)
+        await work.discard_file()
 
     def _leave_until(self, due: float) -> None:
         """Raise SlotLeft when the next chunk is due in more than MAX_WAIT_IN_SLOT_SECONDS."""

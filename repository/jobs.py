@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, case, delete, func, insert, or_, select, update
 
 import models
-from core.errors import Conflict, FieldProblem, Forbidden, InvalidInput, NotFound, TooManyRequests, invalid_token
+from core.errors import Conflict, FieldProblem, Forbidden, InvalidInput, Loc, NotFound, TooManyRequests, invalid_token
 from core.filters import Filter
 from core.identity import Identity
 from core.times import utc_now, utc_text
@@ -93,10 +93,18 @@ def public(row: Row) -> dict[str, Any]:
 
 
 async def create(
-    tx: Transaction, identity: Identity, order: JobOrder, max_rows_per_day: int | None, origin: Origin | None = None
+    tx: Transaction,
+    identity: Identity,
+    order: JobOrder,
+    max_rows_per_day: int | None,
+    origin: Origin | None = None,
+    *,
+    job_id: str | None = None,
+    place: Loc = ("path", "number"),
 ) -> dict[str, Any]:
     """Queue a job. Without `max_rows_per_day`, neither the user's rows nor the user's unfinished jobs are limited;
-    without `origin`, neither are those of the network.
+    without `origin`, neither are those of the network. `place` is where the request contains the number of rows. The
+    job has a new id unless `job_id` is given.
 
     Raises InvalidInput, TooManyRequests, or Unauthenticated when the account was deleted or deactivated meanwhile.
     """
@@ -108,12 +116,12 @@ async def create(
         raise invalid_token("access")
     if max_rows_per_day is not None:
         await _check_unfinished(tx, identity.user_id)
-        await _check_quota(tx, identity.user_id, order.total, max_rows_per_day)
+        await _check_quota(tx, identity.user_id, order.total, max_rows_per_day, place)
     if origin is not None:
         await _check_network(tx, origin, order.total, max_rows_per_day)
     values = {
         **asdict(order),
-        "id": str(uuid.uuid4()),
+        "id": job_id or str(uuid.uuid4()),
         "state": "queued",
         "done": 0,
         "user_id": identity.user_id,
@@ -137,10 +145,12 @@ async def _check_unfinished(tx: Transaction, user_id: int) -> None:
         )
 
 
-async def _check_quota(tx: Transaction, user_id: int, total: int, max_rows: int) -> None:
+async def _check_quota(tx: Transaction, user_id: int, total: int, max_rows: int, place: Loc) -> None:
     if total > max_rows:
-        message = f"Expected at most {max_rows}, the quota of generated rows per user in {QUOTA_HOURS} hours"
-        raise InvalidInput([FieldProblem(("path", "number"), message, "over_quota")])
+        message = (
+            f"Expected at most {max_rows}, the quota of generated and imported rows per user in {QUOTA_HOURS} hours"
+        )
+        raise InvalidInput([FieldProblem(place, message, "over_quota")])
     await _check_rows(tx, TABLE.c.user_id == user_id, total, max_rows, "you have")
 
 
@@ -170,7 +180,8 @@ async def _check_rows(tx: Transaction, which: ColumnElement[bool], total: int, m
     if used + total > max_rows:
         since = (now - datetime.fromisoformat(oldest)).total_seconds()
         raise TooManyRequests(
-            f"Expected at most {max_rows} generated rows in {QUOTA_HOURS} hours; {whose} already requested {used}",
+            f"Expected at most {max_rows} generated and imported rows in {QUOTA_HOURS} hours; "
+            f"{whose} already requested {used}",
             max(1, math.ceil(QUOTA_HOURS * 3600 - since)),
         )
 
@@ -304,12 +315,26 @@ async def claim(database: Database, owner: str) -> ClaimedJob | None:
     return await database.write(work)
 
 
-async def advance(tx: Transaction, job: ClaimedJob, owner: str, done: int, count: int, rows_per_second: int) -> None:
-    """Record that `count` rows after the first `done` are stored. The last row finishes the job. Raises LeaseLost."""
+async def advance(
+    tx: Transaction,
+    job: ClaimedJob,
+    owner: str,
+    done: int,
+    count: int,
+    rows_per_second: int,
+    *,
+    error: str | None = None,
+) -> None:
+    """Record that `count` rows after the first `done` are stored. The last row finishes the job; with `error`, the job
+    fails after these rows. Raises LeaseLost.
+    """
     held = await one(tx.connection, select(TABLE).where(_is_held(job.id, owner)).with_for_update())
     if held is None or held["done"] != done:
         raise LeaseLost(job.id)
     moved: dict[str, Any] = {"done": done + count, "rows_per_second": rows_per_second}
+    if error is not None:
+        await _transition(tx, held, _ended(tx, "failed", error=error, **moved))
+        return
     if done + count >= job.total:
         await _transition(tx, held, _ended(tx, "done", **moved))
         return
@@ -348,7 +373,10 @@ async def forget(database: Database, ended_before: datetime, *, max_rows: int) -
     async def work(tx: Transaction) -> int:
         found = await tx.connection.execute(old.order_by(TABLE.c.finished_at).limit(max_rows).with_for_update())
         gone = [public(entity(row)) for row in found.all()]
-        await tx.connection.execute(delete(TABLE).where(TABLE.c.id.in_([job["id"] for job in gone])))
+        ids = [job["id"] for job in gone]
+        for table in (models.import_parts, models.imports):
+            await tx.connection.execute(delete(table).where(table.c.job_id.in_(ids)))
+        await tx.connection.execute(delete(TABLE).where(TABLE.c.id.in_(ids)))
         for job in gone:
             tx.emit("jobs", "delete", job, actor_id=None, before=job)
         return len(gone)

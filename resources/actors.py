@@ -34,4 +34,6 @@ ACTORS = Resource(
     searched=("name", "biography"),
     example_change={"biography": "Played in more than a hundred films, and on the stage."},
     changed_by="staff",
+    transferred=True,
+    has_history=True,
 )

@@ -32,4 +32,6 @@ CHARACTERS = Resource(
         Parent("actor_id", ACTORS, count="characters_count"),
     ),
     generated=True,
+    transferred=True,
+    has_history=True,
 )

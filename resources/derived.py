@@ -92,6 +92,21 @@ def entity_model(table: Table, singular: str, created_word: str, body: type[Body
     return create_model(f"{_class_name(singular)}Entity", __base__=Answer, **members)
 
 
+def change_model(entity: type[BaseModel], singular: str) -> type[BaseModel]:
+    """Return the model of a change in the history of an entity."""
+    shown: Any = entity | None
+    members: dict[str, Any] = {
+        "seq": (int, ModelField(description="The number of the event")),
+        "operation": (Literal["add", "update", "delete"], ...),
+        "at": (Moment, ...),
+        "actor_id": (int | None, ModelField(description="The user who made the change")),
+        "changed": (list[str], ModelField(description="The members that an update has changed")),
+        "before": (shown, ModelField(description=f"The {singular} before the change, null if it was added")),
+        "after": (shown, ModelField(description=f"The {singular} after the change, null if it was deleted")),
+    }
+    return create_model(f"{singular.title()}Change", __base__=Answer, **members)
+
+
 def patch_model(body: type[Body], singular: str, example: Mapping[str, Any]) -> type[BaseModel]:
     """Return the model of a PATCH body: every member is optional and has no default."""
     members: dict[str, Any] = {

@@ -24,4 +24,6 @@ GENRES = Resource(
     searched=("name", "description"),
     example_change={"description": "Crime, told in shadows and voice-over."},
     changed_by="staff",
+    transferred=True,
+    has_history=True,
 )

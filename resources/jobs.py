@@ -10,7 +10,9 @@ from core.filters import Field
 from resources.derived import chosen_fields
 from schemas import Answer, Moment
 
-Kind = Literal["generate_movies", "generate_characters"]
+Kind = Literal[
+    "generate_movies", "generate_characters", "import_movies", "import_characters", "import_genres", "import_actors"
+]
 State = Literal["queued", "running", "done", "cancelled", "failed"]
 
 

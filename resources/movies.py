@@ -61,4 +61,6 @@ MOVIES = Resource(
     filter_names={"genres": "genre", "languages": "language", "actors": "actor"},
     created_word="listed",
     generated=True,
+    transferred=True,
+    has_history=True,
 )

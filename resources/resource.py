@@ -95,7 +95,9 @@ class Resource:
     columns in filters. With `generated`, `POST /…/generate/{number}` creates rows. `code` is a column with unique codes
     of two letters: `GET /…/{id}` finds a row by its code, too. With `has_own_writes`, rows are written by operations
     that are declared elsewhere, because writing them differs from writing other resources; with `has_own_routes`, all
-    operations are. With the audience `self`, only the owner of a row sees the row and its events.
+    operations are. With the audience `self`, only the owner of a row sees the row and its events. With `transferred`,
+    lists can be exported to files and imported from files; with `has_history`, clients can read the changes of a row
+    that the event log holds.
     """
 
     table: Table
@@ -115,6 +117,8 @@ class Resource:
     code: str | None = None
     has_own_writes: bool = False
     has_own_routes: bool = False
+    transferred: bool = False
+    has_history: bool = False
 
     def __post_init__(self) -> None:
         expected = ("id", *self.written, "created_at", "updated_at")
@@ -230,6 +234,10 @@ class Resource:
     @cached_property
     def entity(self) -> type[BaseModel]:
         return derived.entity_model(self.table, self.singular, self.created_word, self.body)
+
+    @cached_property
+    def change(self) -> type[BaseModel]:
+        return derived.change_model(self.entity, self.singular)
 
     @cached_property
     def added(self) -> type[BaseModel]:

@@ -40,7 +40,7 @@ WINDOW_BITS = 13
 MEMORY_LEVEL = 6
 GZIP_FORMAT = 16  # added to WINDOW_BITS, makes zlib write gzip's header and checksum
 
-_MEDIA_TYPES = frozenset({"application/json", "application/problem+json", "image/svg+xml"})
+_MEDIA_TYPES = frozenset({"application/json", "application/problem+json", "application/x-ndjson", "image/svg+xml"})
 _EVENT_STREAM = "text/event-stream"
 
 

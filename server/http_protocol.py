@@ -32,7 +32,7 @@ import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from core import metrics
-from realtime.sse.event_stream import ABORT
+from core.scope_keys import ABORT
 from server import http_budgets, http_heads
 from server.gentle_transport import GentleTransport
 from server.http_budgets import HALF_CLOSED_SECONDS, MIN_CHUNK_BYTES, ChunkCredit, Deadline, DiscardBudget, Headstart

@@ -61,6 +61,7 @@ from services.limits.redis import SharedWindows
 from services.passwords import Passwords, hasher_for
 from services.pictures.pool import Pictures
 from services.tokens import Tokens
+from services.transfers.in_progress import Transfers
 
 SWITCH_SECONDS = 0.0005
 GAUGE_SECONDS = 0.5
@@ -98,6 +99,7 @@ class Parts:
         self.storage = open_storage(settings)
         self.pictures = Pictures(limits_clients=settings.has_limits)
         self.bulk = BulkOperations(limits_clients=settings.has_limits)
+        self.transfers = Transfers(limits_clients=settings.has_limits)
         # The parts that carry a committed event to the clients.
         self.bus = Bus(settings.broadcast_url, keys)
         self.feed = Feed(self.database, has_shared_bus=self.bus.is_shared, is_bus_deaf=self.bus.is_deaf)
@@ -229,6 +231,7 @@ class Parts:
             storage=self.storage,
             pictures=self.pictures,
             bulk=self.bulk,
+            transfers=self.transfers,
             event_pages=self.replay,
             event_streams=self.event_streams,
             limits=self.limits,
@@ -286,7 +289,8 @@ class Parts:
             metrics.HTTP_UNSENT_BYTES.set(self.http_connections.unsent.total)
             metrics.WEBSOCKET_UNSENT_BYTES.set(self.places.unsent.total)
             metrics.SQLITE_LOG_BYTES.set(size := self.database.log_bytes())
-            if size > MAX_LOG_SIZES * SQLITE_LOG_BYTES:
+            # An export keeps the log from being emptied, and writes would wait in vain.
+            if size > MAX_LOG_SIZES * SQLITE_LOG_BYTES and not self.transfers.exports.total:
                 try:
                     await self.database.shrink_log()
                 except Exception as error:

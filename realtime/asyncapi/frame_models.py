@@ -154,7 +154,10 @@ class Snapshot(TopicFrame, Generic[TopicName, Entity]):
 class JobProgress(Answer):
     id: str
     state: Literal["queued", "running", "done", "cancelled", "failed"]
-    done: Count = Field(description="How many rows are stored; their frames were sent before this frame")
+    done: Count = Field(
+        description="How many rows are stored, or how many lines of an imported file are done; the frames of the rows "
+        "were sent before this frame"
+    )
     total: Count
     rows_per_second: Count
 

@@ -30,7 +30,7 @@ from core import metrics
 from core.errors import Forbidden, NotAcceptable, TooManyRequests, Unavailable
 from core.identity import Identity
 from core.network.addresses import network_of
-from core.scope_keys import SOCKET
+from core.scope_keys import ABORT, SOCKET
 from realtime.fanout.spec import check_topics, user_id_of
 from realtime.feed.feed import PAGE_BYTES
 from realtime.feed.positions import LOG_REPLACED
@@ -51,8 +51,6 @@ MIN_BACKOFF_SECONDS = 0.05  # The back-off applies during a database outage.
 MAX_BACKOFF_SECONDS = 2.0
 FINISH_SECONDS = 1.0
 ROOM_SECONDS = 0.25  # the pause until a stream checks again whether its client has read enough
-# An extension of our own server: a function in the `extensions` of the scope that aborts the connection.
-ABORT = "marquee.abort"
 
 _HEADERS = {
     "Cache-Control": "no-store",

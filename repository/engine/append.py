@@ -13,7 +13,7 @@ from core.times import utc_now
 from repository.engine import rights
 from repository.engine.events import Event, Head, head_of, new_epoch
 from repository.engine.statement import statement
-from repository.engine.transaction import Transaction
+from repository.engine.transaction import Draft, Transaction
 
 # These statements bypass SQLAlchemy to save time, because every write with events runs two of them.
 TAKE = statement("UPDATE event_head SET seq = seq + $1, size = size + $2 WHERE id = 1 RETURNING epoch, seq")
@@ -24,6 +24,7 @@ _INTO = (
 )
 _VALUES = "$1, $2, $3, $4, $5, $6, $7, $8, $9, $10::text::timestamptz"
 INSERT = statement(f"{_INTO} VALUES ({_VALUES})")
+INSERT_SPANS = statement("INSERT INTO event_spans (seq, topic, first_id, last_id) VALUES ($1, $2, $3, $4)")
 # To save a statement, the INSERT includes the check of rights. The check cannot be part of TAKE: after a statement has
 # waited for a lock, PostgreSQL still evaluates the statement's other tables as they were before the wait.
 INSERT_WHILE_RIGHTS_HOLD = statement(f"{_INTO} SELECT {_VALUES}{rights.WHILE_RIGHTS_HOLD} RETURNING seq")
@@ -51,16 +52,24 @@ async def append(tx: Transaction) -> list[Event]:
     head = head_of(found)
     if tx.newest.is_beyond(head.epoch, head.seq - count):
         head = await _renew_epoch(tx, head, count)
-    events = [Event(head.epoch, seq, *draft, created_at) for seq, draft in enumerate(tx.drafts, head.seq - count + 1)]
+    first = head.seq - count + 1
+    events = [Event(head.epoch, seq, *draft[:-1], created_at) for seq, draft in enumerate(tx.drafts, first)]
     rows = [
-        (event.seq, *draft[:-2], _encoded(event.changed), event.actor_id, created_at)
+        (event.seq, *draft[:-3], _encoded(event.changed), event.actor_id, created_at)
         for event, draft in zip(events, tx.drafts, strict=True)
     ]
     if tx.writer is not None and await _inserted_with_rights(tx, tx.writer, rows[0]):
         del rows[0]
     if rows:
         await tx.execute_many(INSERT, rows)
+    if spans := spans_of(tx.drafts, first):
+        await tx.execute_many(INSERT_SPANS, spans)
     return events
+
+
+def spans_of(drafts: Sequence[Draft], first: int) -> list[tuple[Any, ...]]:
+    """Return the rows of `event_spans` for drafts whose numbers begin with `first`."""
+    return [(seq, draft.topic, *draft.span) for seq, draft in enumerate(drafts, first) if draft.span is not None]
 
 
 async def _renew_epoch(tx: Transaction, head: Head, count: int) -> Head:

@@ -69,8 +69,8 @@ class Database:
             self._engines, self._file = engines.open_sqlite(url)
         else:
             self._engines = engines.open_postgresql(url, read_seconds * PATIENCE, has_pooler=has_pooler)
-        # Connections that `fetch` keeps: checking one out of the pool costs more than a read by key.
         self._hot = asyncio.Semaphore(HOT_READERS)
+        # Connections that `fetch` keeps: checking one out of the pool costs more than a read by key.
         self._hot_idle: list[tuple[AsyncConnection, Any]] = []
         self._shares = {lane: Shares(size) for lane, size in READERS_PER_CLIENT.items()}
         self._patient_shares = {lane: Shares(size) for lane, size in READERS_PER_CLIENT.items()}
@@ -126,22 +126,23 @@ class Database:
     # --- reading
 
     @asynccontextmanager
-    async def read(self, lane: Lane = Lane.POINT, *, patient: bool = False) -> AsyncIterator[AsyncConnection]:
+    async def read(
+        self, lane: Lane = Lane.POINT, *, patient: bool = False, seconds: float | None = None
+    ) -> AsyncIterator[AsyncConnection]:
         """Open a connection on which each statement sees what is committed when the statement starts.
 
-        The block must end within `read_seconds`. At this deadline, or when cancelled, the running statement is
-        interrupted. A `patient` read is one for a client that does not wait for a response. It may take PATIENCE times
-        as long, not counting the time until its turn comes among the client's reads and among all patient reads. Raises
-        Unavailable.
+        The block must end within `seconds`, by default `read_seconds`. At this deadline, or when cancelled, the running
+        statement is interrupted. A `patient` read, for a client that does not wait for a response, may take PATIENCE
+        times as long, not counting its wait for a turn among the client's and all patient reads. Raises Unavailable.
         """
-        limit = self._read_seconds * (PATIENCE if patient else 1)
+        limit = seconds or self._read_seconds * (PATIENCE if patient else 1)
         deadline = asyncio.timeout(None if patient else limit)
         try:
             async with AsyncExitStack() as turns:
                 await turns.enter_async_context(deadline)
                 if patient:
-                    # Wait for the client's other patient reads first, so that one client cannot fill the queue of all
-                    # patient reads. Take the share that all its reads use last, so that the others need not wait, too.
+                    # First wait for the client's other patient reads, so that one client cannot fill the queue of all.
+                    # Take the share that all its reads use last, so that the others need not wait, too.
                     await turns.enter_async_context(self._patient_shares[lane].of(CLIENT.get()))
                     await turns.enter_async_context(self._patient[lane])
                 await turns.enter_async_context(self._shares[lane].of(CLIENT.get()))
@@ -172,8 +173,7 @@ class Database:
     async def _settle(self, connection: AsyncConnection) -> None:
         """Wait until the statement of a cancelled read has ended, so that its connection can be used again.
 
-        On PostgreSQL there is nothing to do: asyncpg has asked the server to cancel the statement, and waits for that
-        before it sends the next one. But the connection is closed if a ROLLBACK would be the next one (see `begin`).
+        On PostgreSQL, asyncpg waits for that. But the connection is closed if a ROLLBACK comes next (see `begin`).
         """
         if self._engines.begin_read:
             await connection.invalidate()
@@ -363,7 +363,7 @@ class Database:
     async def read_problem(self) -> str | None:
         """Return what is wrong with the tables, or None.
 
-        If a read has failed because of a table or the file, check again by reading from every table.
+        If a read has failed because of a table or the file, check by reading every table.
         """
         if self._read_failure == failures.DAMAGED_FILE:
             return self._read_failure  # a successful read would prove nothing, because it may miss the damaged pages
@@ -379,8 +379,8 @@ class Database:
     async def write_problem(self) -> str | None:
         """Return why writes fail or have to wait, or None.
 
-        If the newest write has failed, try a write that changes nothing, so that a recovery is noticed even without
-        a client's write. That write would not notice a lock on a table, so such locks are looked up first.
+        If the newest write has failed, try one that changes nothing, so that a recovery is noticed without a client's.
+        That write would not notice a lock on a table, so such locks are looked up first.
         """
         if self._lock_waits.seconds > STALLED_SECONDS:
             return f"writes have been waiting for a lock for {self._lock_waits.seconds:.0f} s"

@@ -54,12 +54,11 @@ SAFE_SQLITE = (3, 51, 3)
 SQLITE_CHECKPOINT_PAGES = 4_000
 # With these options, asyncpg sends unnamed statements, so that no statement is left in the pooler's connections.
 WITHOUT_KEPT_STATEMENTS = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
-# Together with its readers, a worker has 20 connections, so that 4 workers stay below PostgreSQL's default of 100.
+# Together with its readers, a worker has 22 connections, so that 4 workers stay below PostgreSQL's default of 100.
 POSTGRESQL_WRITERS = 10
 # PostgreSQL ends a statement that exceeds the deadline of its read or write by this much, in case the worker is frozen
 # and cannot cancel it.
 STATEMENT_GRACE_SECONDS = 1.0
-
 
 # With `off`, PostgreSQL reports a commit that a crash of the server may still undo, and watchers would already have its
 # events. Any other value is kept. The value is set for every connection, so that a reload cannot turn it off.
@@ -75,6 +74,8 @@ class Lane(Enum):
     LIST = "list"
     # A costly read takes long on a large table: it searches or sorts all rows, or tests each row many times.
     COSTLY = "costly"
+    # An export reads a whole list in one transaction, as fast as its client takes the rows.
+    EXPORT = "export"
 
 
 # The number of connections that each worker has for each lane.
@@ -82,24 +83,26 @@ POINT_READERS = 5
 LIST_READERS = 3
 # With more connections, costly reads would compete for the processor with one another and with all other work.
 COSTLY_READERS = 2
-READERS: Mapping[Lane, int] = {Lane.POINT: POINT_READERS, Lane.LIST: LIST_READERS, Lane.COSTLY: COSTLY_READERS}
-# The number of connections that one client may use at a time, so that another client finds a free one. Point reads are
-# too short to need such a limit.
+EXPORT_READERS = 2
+_SIZES = (POINT_READERS, LIST_READERS, COSTLY_READERS, EXPORT_READERS)
+READERS: Mapping[Lane, int] = dict(zip(Lane, _SIZES, strict=True))
+# The number of connections that one client may use at a time. Point reads are too short to need such a limit.
 LIST_READERS_PER_CLIENT = 2
 COSTLY_READERS_PER_CLIENT = COSTLY_READERS // 2
 READERS_PER_CLIENT: Mapping[Lane, int] = {
     Lane.POINT: POINT_READERS,
     Lane.LIST: LIST_READERS_PER_CLIENT,
     Lane.COSTLY: COSTLY_READERS_PER_CLIENT,
+    Lane.EXPORT: EXPORT_READERS,  # `services.transfers` limits the exports of a client
 }
-# The number of connections that the patient reads of all clients, which are those of snapshots, may use together. The
-# other connections are left to clients that wait for a response.
+# The number of connections that the patient reads of all clients, which are those of snapshots, may use together.
 PATIENT_LIST_READERS = 2
 PATIENT_COSTLY_READERS = 1
 PATIENT_READERS: Mapping[Lane, int] = {
     Lane.POINT: POINT_READERS,
     Lane.LIST: PATIENT_LIST_READERS,
     Lane.COSTLY: PATIENT_COSTLY_READERS,
+    Lane.EXPORT: EXPORT_READERS,
 }
 
 
@@ -208,6 +211,8 @@ def open_postgresql(url: str, read_seconds: float, *, has_pooler: bool = False) 
 
     def reader(lane: Lane) -> AsyncEngine:
         settings = reader_settings(lane)
+        if lane is Lane.EXPORT:  # all statements of such a transaction see the database as of its first statement
+            return engine(READERS[lane], POOL_TIMEOUT_SECONDS, settings, isolation_level="REPEATABLE READ")
         if has_pooler:
             # With a pooler, reads are not interruptible, because after a cancelled BEGIN it is unknown whether a
             # transaction is open.
@@ -218,7 +223,7 @@ def open_postgresql(url: str, read_seconds: float, *, has_pooler: bool = False) 
     def reader_settings(lane: Lane) -> dict[str, str]:
         # JIT compilation costs planning time and gains nothing for such short statements.
         settings = {"jit": "off", "statement_timeout": _milliseconds(read_seconds + STATEMENT_GRACE_SECONDS)}
-        if lane is Lane.COSTLY:
+        if lane in (Lane.COSTLY, Lane.EXPORT):
             # A parallel read would take processor cores from the cheaper lanes.
             settings["max_parallel_workers_per_gather"] = "0"
         if has_pooler:

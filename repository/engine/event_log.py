@@ -151,6 +151,8 @@ async def prune(database: Database, *, keep_rows: int, keep_bytes: int, older_th
                 break
             count, freed, until = count + 1, freed + event_size, seq
         if count:
+            spans = models.event_spans
+            await tx.connection.execute(delete(spans).where(spans.c.seq <= until))
             await tx.connection.execute(delete(table).where(table.c.seq <= until))
             # The head is updated last, because other writers then wait for it until COMMIT.
             await tx.connection.execute(update(head).values(size=head.c.size - freed))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -21,10 +23,13 @@ MAX_EVENT_ITEMS = 1_000
 # Large enough for the largest body of a bulk operation (10 MiB) with the fields that the service adds to 10,000 rows.
 # Without a limit, a request of 45 kB that edits 10,000 long rows would write 386 MB.
 MAX_TRANSACTION_BYTES = 16 * 1024 * 1024
+_ID = re.compile(rb'(?:\{"id":)?([0-9]+)')
 
 
 class Draft(NamedTuple):
-    """An event that has no number yet: the fields of `Event` between its number and its time, in the same order."""
+    """An event that has no number yet: the fields of `Event` between its number and its time, in the same order, and
+    the `span`, which only the log has.
+    """
 
     topic: str
     operation: str
@@ -34,6 +39,8 @@ class Draft(NamedTuple):
     before: bytes | None
     changed: tuple[str, ...]
     actor_id: int | None
+    # The lowest and the highest id in a bulk event.
+    span: tuple[int, int] | None = None
 
 
 @dataclass(slots=True)
@@ -76,6 +83,18 @@ class Transaction:
                 assert raw.is_in_transaction()
             self._driver = raw
         return self._driver
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """Undo all that the block has written, its events included, if the block raises an exception."""
+        drafts, size, listeners = len(self.drafts), self.size, len(self.on_position)
+        try:
+            async with self.connection.begin_nested():
+                yield
+        except BaseException:
+            del self.drafts[drafts:], self.on_position[listeners:]
+            self.size = size
+            raise
 
     async def execute_many(self, statement: Statement, rows: Sequence[Sequence[Any]]) -> None:
         """Run the statement once for each row, through the driver itself."""
@@ -138,7 +157,8 @@ class Transaction:
             end = _end_of_slice(items, before, start)
             payload = b'{"count":%d,"%s":[%s]%s}' % (end - start, key, b",".join(items[start:end]), tail)
             old = b"[" + b",".join(before[start:end]) + b"]" if before is not None else None
-            self._append(Draft(topic, operation, None, audience, payload, old, tuple(changed), actor_id))
+            span = _span(items[start:end])
+            self._append(Draft(topic, operation, None, audience, payload, old, tuple(changed), actor_id, span))
             start = end
 
     def _append(self, draft: Draft) -> None:
@@ -159,6 +179,12 @@ def require_fits(size: int, max_size: int = MAX_TRANSACTION_BYTES) -> None:
 def former_values(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
     """Return the members of `before` whose values differ in `after`. Both have the same members."""
     return {name: value for name, value in before.items() if after[name] != value}
+
+
+def _span(items: Sequence[bytes]) -> tuple[int, int] | None:
+    """Return the lowest and the highest id of encoded entities or ids. An entity begins with its id."""
+    found = [int(match[1]) for match in map(_ID.match, items) if match is not None]
+    return (min(found), max(found)) if found else None
 
 
 def _end_of_slice(items: Sequence[bytes], before: Sequence[bytes] | None, start: int) -> int:

@@ -188,9 +188,7 @@ def _columns(of: str, names: Iterable[str]) -> sa.TextClause:
 
 
 def _only_in_the_order(shape: Shape) -> list[sa.TextClause]:
-    """Return the columns that only a cursor needs. Long texts, which no cursor can hold, are shortened, because they
-    are not measured.
-    """
+    """Return the columns that only a cursor needs. Long texts, which are not measured, are shortened."""
     found = []
     for name in shape.selected[len(shape.columns) :]:
         is_long = isinstance(shape.table.c[name].type, Text)
@@ -341,6 +339,14 @@ async def labels_of(database: Database, resource: Resource, page: ListRequest) -
     """Return the ids and labels of one page. Raises Unavailable."""
     found = await _read(database, resource, page, ("id", resource.label))
     return Listed([(row[0], row[1]) for row in found.rows], found.total, found.head, found.end)
+
+
+def whole(database: Database, resource: Resource, request: ListRequest) -> sa.Select[Any]:
+    """Return a query for `request.columns` (or all columns) of all rows of a list, in its order."""
+    table, where = resource.table, _where(database, resource, request)
+    rows_of_list = select(_columns(table.name, request.columns or resource.columns)).select_from(table)
+    rows_of_list = rows_of_list.where(where) if where is not None else rows_of_list
+    return rows_of_list.order_by(_order(table.name, total_order(request.sort)))
 
 
 async def count_of(database: Database, resource: Resource, page: ListRequest) -> Listed[Any]:

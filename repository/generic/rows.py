@@ -146,6 +146,17 @@ async def one(connection: AsyncConnection, query: sa.Executable) -> dict[str, An
     return entity(row) if row is not None else None
 
 
+def conversions(table: Table, columns: Sequence[str]) -> list[tuple[int, Convert]]:
+    """Return how to convert values of these columns from the driver's form, by position. JSON is returned encoded."""
+    forms = {**_FROM_DRIVER, JSON: _encoded_json}
+    kinds = [(place, type(table.c[name].type)) for place, name in enumerate(columns)]
+    return [(place, forms[kind]) for place, kind in kinds if kind in forms]
+
+
+def _encoded_json(value: Any) -> str:
+    return value if isinstance(value, str) else orjson.dumps(value).decode()
+
+
 async def fetch_locked(tx: Transaction, table: Table, ids: Sequence[int]) -> list[dict[str, Any]]:
     """Return the entities with these ids, in order of id, locked until COMMIT.
 

@@ -102,7 +102,13 @@ async def add(tx: Transaction, resource: Resource, identity: Identity, fields: R
 
 
 async def add_bulk(
-    tx: Transaction, resource: Resource, identity: Identity, items: Sequence[Row], *, skip_conflicts: bool
+    tx: Transaction,
+    resource: Resource,
+    identity: Identity,
+    items: Sequence[Row],
+    *,
+    skip_conflicts: bool,
+    job_id: str | None = None,
 ) -> Added:
     """Store all entities or none; with `skip_conflicts`, those without conflicts and with known linked rows.
 
@@ -119,7 +125,7 @@ async def add_bulk(
     refused = {**{index: [found] for index, found in conflicting.items()}, **resolved.refused}
     good = {index: item for index, item in enumerate(resolved.items) if index not in refused}
     make = partial(prepare, resource, list(good.values()), identity.user_id, is_sqlite=tx.is_sqlite)
-    stored = await _store(tx, await rows.off_the_loop(len(good), make), identity.user_id)
+    stored = await _store(tx, await rows.off_the_loop(len(good), make), identity.user_id, job_id)
     await links.store(
         tx, resolved, {index: id_ for index, (id_, _) in zip(good, stored, strict=True)}, identity.user_id
     )

@@ -13,7 +13,7 @@ from repository.generic.lists import ordering_of
 from resources.jobs import Job
 from resources.registry import RESOURCES, children_of, found_model, links_to
 from resources.resource import Resource
-from routes.generic import handlers
+from routes.generic import handlers, history, imports, transfers
 from routes.http import queries
 from routes.http.limit_groups import LimitGroup
 from routes.http.operation import Details, Handler, Operations
@@ -36,8 +36,13 @@ def operations_of(resource: Resource) -> Operations:
         _declare_bulk(made, resource)
     if resource.generated:
         _declare_generation(made, resource)
+    if resource.transferred:
+        transfers.declare(made, resource)
+        imports.declare(made, resource)
     _declare_single(made, resource)
     _declare_linked(made, resource)
+    if resource.has_history:
+        history.declare(made, resource)
     return made
 
 

@@ -65,6 +65,7 @@ HEADERS: Mapping[str, dict[str, Any]] = {
         type="string",
         pattern='^(W/)?"[0-9]+-[0-9a-f]{16}"$',
     ),
+    "Content-Disposition": _header("The name of the file", type="string", pattern='^attachment; filename="[a-z.]+"$'),
     REPLAYED: _header(
         "Present if this is the stored response to an earlier request with the same `Idempotency-Key`",
         required=False,
@@ -206,6 +207,9 @@ def _operation(operation: Operation, filter_name: str | None) -> dict[str, Any]:
             schema["maxItems"] = schemas.MAX_BULK_ROWS
         content = {media_type: {"schema": schema} for media_type in operation.body_media_types}
         built["requestBody"] = {"required": True, "content": content}
+    if operation.file_media_types:
+        file = {"schema": {"type": "string", "format": "binary"}}
+        built["requestBody"] = {"required": True, "content": dict.fromkeys(operation.file_media_types, file)}
     if operation.form is not None:
         content = built.setdefault("requestBody", {"required": True, "content": {}})["content"]
         content.update(_content_with_file(operation.form))
@@ -303,6 +307,6 @@ def _errors_of(operation: Operation) -> set[int]:
         found.add(429)
     if operation.if_match:
         found.add(412)
-    if operation.body is not None or operation.form is not None:
+    if operation.body is not None or operation.form is not None or operation.file_media_types:
         found |= {408, 413, 415}
     return found

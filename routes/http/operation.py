@@ -13,7 +13,7 @@ The annotation of `call` is the only place that names the models of the path, th
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any, Generic, Protocol, TypedDict, TypeVar, Unpack, get_args, get_type_hints
@@ -38,6 +38,7 @@ from services.limits.lockout import Lockout
 from services.passwords import Passwords
 from services.pictures.pool import Pictures
 from services.tokens import Tokens
+from services.transfers.in_progress import Transfers
 
 
 class EventPages(Protocol):
@@ -73,6 +74,7 @@ class Services:
     storage: Storage
     pictures: Pictures
     bulk: BulkOperations
+    transfers: Transfers
     event_pages: EventPages
     event_streams: EventStreams
     limits: Limits
@@ -117,6 +119,7 @@ class Call(Generic[PathT_co, QueryT_co, BodyT_co]):
     method: str
     raw_body: bytes
     address: str | None  # The client's network address.
+    stream: Callable[[], AsyncIterator[bytes]] | None  # The body of an operation with `file_media_types`, in parts.
     is_socket: bool  # Whether the request was sent over a websocket, whose frames carry only JSON and text.
     written: Written = field(default_factory=Written)
 
@@ -185,6 +188,7 @@ class Operation:
     ordering: Ordering | None = None  # of a list, whose parameter `after` takes cursors
     body: type[BaseModel] | None = None
     check: BodyCheck | None = None
+    file_media_types: tuple[str, ...] = ()  # of a body that the handler reads in parts, from `Call.stream`
     form: type[BaseModel] | None = None  # The model of a body that contains a file: see `routes.http.uploads`.
     body_schema: Any = None  # The type of the body in the documentation, if `body` validates only the outer list.
     max_body_bytes: int = MAX_BODY_BYTES
@@ -232,6 +236,7 @@ class Details(TypedDict, total=False):
     ordering: Ordering
     body: type[BaseModel] | None
     check: BodyCheck
+    file_media_types: tuple[str, ...]
     form: type[BaseModel]
     body_schema: Any
     max_body_bytes: int

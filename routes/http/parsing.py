@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, get_args
 from urllib.parse import parse_qsl
 
@@ -73,6 +74,8 @@ async def parse(request: Request, operation: Operation, turn: AsyncExitStack | N
     elif turn is not None:
         assert identity is not None, "a bulk operation must be marked signed_in"
         raw_body, body = await _bulk_body(request, operation, identity, turn, problems)
+    elif operation.file_media_types:
+        uploads.require_media_type(request, operation.file_media_types, operation.max_body_bytes)
     elif operation.body is not None or operation.form is not None:
         raw_body = await uploads.read_body(request, operation.max_body_bytes)
         body = _body(request, operation, raw_body, problems)
@@ -98,6 +101,7 @@ async def parse(request: Request, operation: Operation, turn: AsyncExitStack | N
         query_string=request.scope["query_string"].decode("latin-1"),
         method=request.method,
         raw_body=raw_body,
+        stream=partial(uploads.stream, request, operation.max_body_bytes) if operation.file_media_types else None,
         is_socket=scope_keys.SOCKET in request.scope,
         address=request.client.host if request.client is not None else None,
     )

@@ -5,18 +5,20 @@ The file's name and declared media type are ignored.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 from starlette.requests import Request
 
-from core.errors import ContentTooLarge, FieldProblem, RequestTimeout, Unavailable
+from core.errors import ContentTooLarge, FieldProblem, RequestTimeout, Unavailable, UnsupportedMediaType
 from core.stopping import Stopping
 from routes.http import multipart
 from schemas import MAX_BODY_BYTES
 
 BODY_SECONDS = 60.0  # enough for a bulk body over a slow line; a longer limit would only keep connections busy
+
+FILE_SECONDS = 600.0  # enough for 100 MB at 170 kB/s
 
 FILE_FIELD = "avatar"
 MULTIPART_MEDIA_TYPE = "multipart/form-data"
@@ -56,6 +58,33 @@ async def read_body(request: Request, limit: int, on_large: Callable[[], None] |
             raise Unavailable("The service is stopping and has done nothing; send the request again") from None
         raise RequestTimeout(f"Expected the whole body within {BODY_SECONDS:g} seconds") from None
     return b"".join(chunks)
+
+
+def require_media_type(request: Request, expected: Sequence[str], limit: int) -> None:
+    """Raise UnsupportedMediaType or ContentTooLarge for a body that is not accepted, before it is read."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in expected:
+        raise UnsupportedMediaType(f"Content-Type: expected {' or '.join(expected)}")
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limit:
+        raise ContentTooLarge(f"Expected a body of at most {limit} bytes")
+
+
+async def stream(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """Yield the body in parts. Raises ContentTooLarge, RequestTimeout, and Unavailable on shutdown."""
+    stopping: Stopping = request.state.stopping
+    size = 0
+    try:
+        async with stopping.timeout(FILE_SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise ContentTooLarge(f"Expected a body of at most {limit} bytes")
+                yield part
+    except TimeoutError:
+        if stopping.is_stopping:
+            raise Unavailable("The service is stopping and has done nothing; send the request again") from None
+        raise RequestTimeout(f"Expected the whole file within {FILE_SECONDS:g} seconds") from None
 
 
 def media_types(form: type[BaseModel]) -> tuple[str, ...]:

@@ -15,9 +15,12 @@ RETRY_SECONDS = 2
 
 @dataclass(frozen=True, slots=True)
 class Uploader:
-    """The user who uploads a picture or a large body. `address` is None if the address is not known."""
+    """The client that uploads a picture or a large body, or downloads an export.
 
-    user_id: int
+    `user_id` is None if the client is not signed in, `address` is None if the address is not known.
+    """
+
+    user_id: int | None
     address: str | None
 
 
@@ -41,19 +44,20 @@ class InProgress:
         """Count one until the context ends. Raises TooManyRequests."""
         network = network_of(by.address or "")
         if self.limits_clients:
-            if self._counted[by.user_id] >= self.max_per_user:
+            if by.user_id is not None and self._counted[by.user_id] >= self.max_per_user:
                 raise self._refusal(f"Expected at most {self.max_per_user} {self.what} per user")
             if self._counted[network] >= self.max_per_address:
                 raise self._refusal(f"Expected at most {self.max_per_address} {self.what} from {network}")
         if self.total >= self.max_total:
             raise self._refusal(f"Expected at most {self.max_total} {self.what}")
         self.total += 1
-        self._counted.update((by.user_id, network))
+        counted: list[int | str] = [network] if by.user_id is None else [by.user_id, network]
+        self._counted.update(counted)
         try:
             yield
         finally:
             self.total -= 1
-            self._counted.subtract((by.user_id, network))
+            self._counted.subtract(counted)
             self._counted = +self._counted
 
     def _refusal(self, message: str) -> TooManyRequests:

@@ -33,7 +33,8 @@ BAD_TOKENS = frozenset({"disabled", "expired", "refresh"})
 NO_LINK = "x" * 43
 NEEDS_MAIL = frozenset({"POST /auth/activate", "POST /auth/password/reset"})
 CREATES_OWN = frozenset({"POST /movies/{id}/ratings", "POST /watchlist"})  # what is created belongs to the caller
-CHANGES_NOTHING = frozenset({"POST /admin/users/{id}/activate"})  # the account is already active
+# The account is already active, and the imports are dry runs.
+CHANGES_NOTHING = frozenset({"POST /admin/users/{id}/activate", "POST /genres/import", "POST /actors/import"})
 DOCUMENT: Mapping[str, Any] = orjson.loads(table.document())["paths"]
 PICTURE: Mapping[str, Any] = {"content": photo(32, 32), "headers": {"Content-Type": "image/jpeg"}}
 # Objects that belong to no user; for those with codes, their path and the code that the tests use.
@@ -46,6 +47,10 @@ UNOWNED: Mapping[str, tuple[str, str]] = {
     "free_language": ("/languages", "aa"),
 }
 CREATES_UNOWNED = ("POST /admin", *(f"POST {path}" for path, _ in UNOWNED.values()))
+FILE: Mapping[str, Any] = {
+    "content": b'{"title":"M","name":"M"}\n',
+    "headers": {"Content-Type": "application/x-ndjson"},
+}
 _numbers = itertools.count()
 
 
@@ -101,10 +106,20 @@ def asks_of_resource(
     }
 
 
+def asks_of_files(resource: str, one: str) -> dict[str, Ask]:
+    """Return the requests for whole lists as files, and for the history of a row."""
+    return {
+        f"GET /{resource}/export": Ask(f"/{resource}/export?id=0"),
+        f"POST /{resource}/import": Ask(f"/{resource}/import?dry_run=true", content=FILE),
+        f"GET /{resource}/{{id}}/history": Ask(f"/{resource}/{{{one}}}/history"),
+    }
+
+
 def asks_of_listed_resource(resource: str, one: str, entity: dict[str, str]) -> dict[str, Ask]:
     """Return the requests for a resource whose rows belong to users and can be generated."""
     return {
         **asks_of_resource(resource, one, entity, [entity]),
+        **asks_of_files(resource, one),
         f"GET /{resource}/user": Ask(f"/{resource}/user"),
         f"GET /{resource}/username/{{username}}": Ask(f"/{resource}/username/{{username}}"),
         f"GET /users/{{user_id}}/{resource}": Ask(f"/users/{{account}}/{resource}"),
@@ -131,6 +146,8 @@ ASKS: Mapping[str, Ask] = {
     **asks_of_listed_resource("characters", "character", {"name": "M"}),
     **asks_of_resource("genres", "genre", lambda _: {"name": name()}, lambda _: [{"name": name()}]),
     **asks_of_resource("actors", "actor", {"name": "M"}, [{"name": "M"}], ("biography", "x")),
+    **asks_of_files("genres", "genre"),
+    **asks_of_files("actors", "actor"),
     **asks_of_codes("countries", "country"),
     **asks_of_codes("languages", "language"),
     "GET /genres/{id}/movies": Ask("/genres/{genre}/movies"),
@@ -172,6 +189,7 @@ ASKS: Mapping[str, Ask] = {
     "GET /jobs": Ask("/jobs"),
     "GET /jobs/{id}": Ask("/jobs/{job}"),
     "DELETE /jobs/{id}": Ask("/jobs/{job}"),
+    "GET /jobs/{id}/report": Ask("/jobs/{import}/report"),
     # --- signing in and out
     "POST /auth/register": Ask("/auth/register", lambda _: {"username": name(), "password": PASSWORD}),
     "POST /users": Ask("/users", lambda _: {"username": name(), "password": PASSWORD}),
@@ -321,6 +339,8 @@ async def created(wanted: str, owner: Account) -> Any:
         return (await ok(person.http.post("/watchlist", json={"movie_id": movie}), 201))["id"]
     if wanted == "job":
         return (await person.generate("movies", 1_000, "?rate=1"))["id"]
+    if wanted == "import":
+        return (await ok(person.http.post("/movies/import?dry_run=true", **FILE), 202))["id"]
     if wanted in ("session", "refresh_token"):
         return (await ok(sign_in(person.http, person.name)))["session_id" if wanted == "session" else wanted]
     if wanted == "avatar_url":

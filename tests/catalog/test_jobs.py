@@ -441,7 +441,7 @@ async def test_a_user_has_a_quota_of_rows(new_service: Callable[..., Service]) -
         refused = await alice.http.post("/characters/generate/1")
         assert refused.status_code == 429
         assert 86_000 < int(refused.headers["Retry-After"]) <= 86_400
-        assert "at most 1000 generated rows" in refused.json()["detail"]
+        assert "at most 1000 generated and imported rows" in refused.json()["detail"]
         assert (await alice.http.delete(f"/jobs/{cancelled['id']}")).status_code == 200
         await alice.generated("movies", 600)
         assert (await alice.http.post("/movies/generate/401")).status_code == 429
@@ -465,7 +465,8 @@ async def test_the_users_of_one_network_share_a_multiple_of_the_quota(new_servic
         refused = await people[2].http.post("/movies/generate/1")
         assert refused.status_code == 429
         assert 86_000 < int(refused.headers["Retry-After"]) <= 86_400
-        expected = "at most 200 generated rows in 24 hours; the users of 2001:db8:0:1::/64 have already requested 200"
+        whose = "the users of 2001:db8:0:1::/64 have already requested 200"
+        expected = f"at most 200 generated and imported rows in 24 hours; {whose}"
         assert expected in refused.json()["detail"]
         elsewhere = {"X-Forwarded-For": "192.0.2.1"}
         assert (await people[2].http.post("/movies/generate/1", headers=elsewhere)).status_code == 202

@@ -18,6 +18,8 @@ from repository.engine.engines import Lane
 from repository.engine.statement import statement
 from repository.engine.transaction import Transaction
 from repository.generic import writes
+from repository.generic.lists import ListRequest
+from repository.transfers import exports
 from resources.genres import GENRES
 from tests.support.servers.pgbouncer import PgBouncer
 from tests.support.servers.postgresql import PostgresServer
@@ -155,6 +157,23 @@ async def test_a_cancelled_read_ends_in_the_database(pooled: Database, pause: fl
     for lane in Lane:
         assert [tuple(row) for row in await pooled.select(text("SELECT 7"), lane)] == [(7,)]
     assert [tuple(row) for row in await pooled.fetch(statement("SELECT $1::int"), 8)] == [(8,)]
+
+
+async def test_an_export_behind_a_pooler_is_as_of_one_moment(pooled: Database) -> None:
+    names = [f"{number:04}" for number in range(1_200)]
+
+    async def add_all(tx: Transaction) -> None:
+        await writes.store(tx, GENRES, [{"name": name} for name in names], None)
+
+    await pooled.write(add_all)
+    for turn in range(3):
+        async with exports.opened(pooled, GENRES, ListRequest(columns=("name",))) as export:
+            found = [row[0] for row in await anext(export.batches)]
+            await pooled.write(add_genre(f"later {turn}"))
+            async for batch in export.batches:
+                found += [row[0] for row in batch]
+        assert found[:1_200] == names
+        assert len(found) == 1_200 + turn
 
 
 async def test_two_workers_behind_a_pooler_miss_no_event(

@@ -14,10 +14,11 @@ import uvicorn
 
 from core.errors import TooManyRequests, Unavailable
 from core.identity import Identity
+from core.scope_keys import ABORT
 from realtime.feed.feed import Feed
 from realtime.sockets.places import Places
 from realtime.sockets.registry import Registry
-from realtime.sse.event_stream import ABORT, MAX_STREAMS, EventStreams, Pace
+from realtime.sse.event_stream import MAX_STREAMS, EventStreams, Pace
 from realtime.sse.replay import Replay
 from repository.engine import event_log
 from repository.engine.database import Database

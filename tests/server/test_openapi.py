@@ -293,7 +293,7 @@ ENDS_THE_SESSION = (
 
 def takes_only_files(operation: dict[str, Any]) -> bool:
     content = operation.get("requestBody", {}).get("content", {})
-    return "multipart/form-data" in content and "application/json" not in content
+    return bool(content) and "application/json" not in content
 
 
 @pytest.mark.long

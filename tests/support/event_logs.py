@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
+from unittest.mock import patch
 
 from sqlalchemy import text
 
-from repository.engine import event_log
+from repository.engine import append, event_log
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from tests.support.service import Service
@@ -31,12 +32,20 @@ async def lose_newest(url: str, count: int) -> None:
 
     async def lose(tx: Transaction) -> None:
         newest = f"SELECT seq - {count} FROM event_head"
-        await tx.connection.execute(text(f"DELETE FROM events WHERE seq > ({newest})"))
+        for table in ("events", "event_spans"):
+            await tx.connection.execute(text(f"DELETE FROM {table} WHERE seq > ({newest})"))
         await tx.connection.execute(text(f"UPDATE event_head SET seq = seq - {count}"))
 
     database = Database(url)  # another process, so that the service's own does not learn of it
     await database.write(lose)
     await database.close()
+
+
+@contextmanager
+def without_spans() -> Iterator[None]:
+    """In the `with` block, let this process write to a log of a version that stored no spans of bulk events."""
+    with patch.object(append, "spans_of", lambda drafts, first: []):
+        yield
 
 
 async def prune(service: Service, keep_rows: int) -> int:

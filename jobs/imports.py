@@ -1,0 +1,284 @@
+"""The work of an import: chunks of a file become rows, each chunk in one transaction with its events and its progress.
+
+Rules:
+- A chunk is parsed in a thread while the previous one is stored.
+- The rights of the job's user are read and locked in each chunk's transaction. A user who has lost them ends the job.
+- A row that cannot be stored is a problem in the report. If several rows cannot be stored together for a reason that
+  names none of them, each half of them is tried alone.
+- A dry run stores each chunk like any other, and then undoes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from core.errors import ContentTooLarge, Forbidden, Problem
+from core.identity import Identity
+from repository import jobs
+from repository.engine.database import Database
+from repository.engine.transaction import Transaction
+from repository.generic import conflicts, rows, writes
+from repository.jobs import ClaimedJob
+from repository.transfers import imports
+from repository.transfers.imports import KIND, ChunkResult, Progress, RightsLost
+from resources.registry import RESOURCES
+from resources.resource import Resource
+from services.transfers.checking import Checker, Row, RowProblem
+from services.transfers.formats import Format
+from services.transfers.reading import Record, records
+
+CHUNK_BYTES = 512 * 1024  # at least the longest record
+CHUNK_ROWS = 2_000  # as many as fit into two events
+
+_RESOURCES = {f"{KIND}{resource.name}": resource for resource in RESOURCES if resource.transferred}
+
+
+class Stopped(Exception):
+    """The import ends as failed, after what it has stored. The message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place in a file: after `done` lines and `offset` bytes, possibly within a line whose rest is skipped."""
+
+    done: int
+    offset: int
+    is_in_long_line: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A part of a file: its rows and problems, and the place after it."""
+
+    rows: Sequence[Row]
+    problems: Sequence[RowProblem]
+    end: Place
+
+    def until(self, line: int) -> Sequence[Row]:
+        """Return the rows before a line."""
+        return [row for row in self.rows if row.line < line]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What came of the rows of a chunk."""
+
+    added: int = 0
+    updated: int = 0
+    problems: tuple[RowProblem, ...] = ()
+
+    def __add__(self, other: Stored) -> Stored:
+        return Stored(self.added + other.added, self.updated + other.updated, self.problems + other.problems)
+
+
+def is_import(kind: str) -> bool:
+    return kind.startswith(KIND)
+
+
+class ImportJob:
+    """A claimed import. `chunk_at` and `store` alternate until `is_done`."""
+
+    def __init__(self, database: Database, job: ClaimedJob, owner: str, progress: Progress) -> None:
+        self._database = database
+        self._job = job
+        self._owner = owner
+        self._progress = progress
+        self._resource: Resource = _RESOURCES[job.kind]
+        self._format = Format(progress.format)
+        self._checker = Checker(self._resource, self._format, progress.columns, is_safe=progress.is_safe)
+        self.done = job.done
+        self._file = imports.StoredFile(database, job.id, progress.size)
+        self._started = time.monotonic()
+        self._max_rows = CHUNK_ROWS
+
+    @property
+    def is_done(self) -> bool:
+        return self.done >= self._job.total
+
+    @property
+    def place(self) -> Place:
+        """The place after the stored chunks."""
+        return Place(self.done, self._progress.offset, self._progress.is_in_long_line)
+
+    async def chunk_at(self, place: Place) -> Chunk:
+        """Read and check the rows of a chunk. Raises Unavailable."""
+        piece = await self._file.read(place.offset, CHUNK_BYTES)
+        return await asyncio.to_thread(self._parsed, piece, place)
+
+    def _parsed(self, piece: bytes, place: Place) -> Chunk:
+        is_last = place.offset + len(piece) >= self._progress.size
+        first = last = Record(0, place.done + 1, 0)
+        good: list[Row] = []
+        problems: list[RowProblem] = []
+        for last in records(
+            self._format, piece, first.next_line, is_last=is_last, is_in_long_line=place.is_in_long_line
+        ):
+            if place.offset == 0 and last.line == 1 and self._format is Format.CSV:
+                continue  # the header
+            found = self._checker.check(last)
+            if isinstance(found, Row):
+                good.append(found)
+            elif found is not None:
+                problems += found
+            if len(good) + len(problems) >= self._max_rows:
+                break
+        assert last.end > 0, "expected a piece of the file to be longer than the longest record"
+        return Chunk(good, problems, Place(last.next_line - 1, place.offset + last.end, last.is_in_long_line))
+
+    async def store(self, chunk: Chunk) -> bool:
+        """Store a chunk. Return False if it is too large for one transaction: then the next one is smaller.
+
+        Raises LeaseLost, Stopped or Unavailable.
+        """
+
+        async def work(tx: Transaction) -> tuple[ChunkResult, str | None]:
+            identity = await imports.writer(tx, self._job.user_id)
+            self._resource.require_may_create(identity)
+            stored, error = await self._stored(tx, identity, chunk)
+            failed = len({problem.line for problem in stored.problems})
+            end = chunk.end
+            result = ChunkResult(
+                end.offset, end.is_in_long_line, stored.added, stored.updated, failed, sorted(stored.problems)
+            )
+            # An import that stops has done the lines before the problem.
+            done = end.done if error is None else stored.problems[0].line - 1
+            seconds = max(time.monotonic() - self._started, 1e-3)
+            rate = int((done - self._job.done) / seconds)
+            await jobs.advance(tx, self._job, self._owner, self.done, done - self.done, rate, error=error)
+            await imports.record(tx, self._job.id, self._progress.problems, result)
+            return result, error
+
+        try:
+            result, error = await self._database.write(work)
+        except ContentTooLarge:
+            self._max_rows = max(1, len(chunk.rows) // 2)
+            return False
+        except (RightsLost, Forbidden) as lost:
+            reason = str(lost) if isinstance(lost, RightsLost) else str(lost.detail)
+            raise Stopped(reason) from lost
+        self._max_rows = min(CHUNK_ROWS, 2 * self._max_rows)
+        self.done = self._job.total if error is not None else chunk.end.done
+        self._progress = replace(
+            self._progress,
+            offset=result.offset,
+            is_in_long_line=result.is_in_long_line,
+            problems=self._progress.problems + len(result.problems),
+        )
+        return True
+
+    async def discard_file(self) -> None:
+        """Delete the file of the import, which has ended. Raises Unavailable."""
+        await imports.discard(self._database, self._job.id)
+
+    async def _stored(self, tx: Transaction, identity: Identity, chunk: Chunk) -> tuple[Stored, str | None]:
+        """Store the rows of a chunk. Return what came of them and, if the import ends here, the reason."""
+        progress = self._progress
+        if not progress.stops:
+            stored = await self._apply(tx, identity, chunk.rows)
+            return replace(stored, problems=(*chunk.problems, *stored.problems)), None
+        problem = min(chunk.problems, default=None)
+        while True:
+            good = chunk.rows if problem is None else chunk.until(problem.line)
+            try:
+                async with tx.savepoint():
+                    stored = await self._apply(tx, identity, good)
+                    if stored.problems:
+                        raise _Undone(stored)
+            except _Undone as undone:
+                problem = min(undone.stored.problems)
+                continue
+            if problem is None:
+                return stored, None
+            where = f"line {problem.line}" + (f", {problem.field}" if problem.field else "")
+            return replace(stored, problems=(problem,)), f"Stopped at {where}: {problem.reason}"
+
+    async def _apply(self, tx: Transaction, identity: Identity, given: Sequence[Row]) -> Stored:
+        if not self._progress.is_dry_run:
+            return await self._all(tx, identity, given)
+        try:
+            async with tx.savepoint():
+                raise _Undone(await self._all(tx, identity, given))
+        except _Undone as undone:
+            return undone.stored
+
+    async def _all(self, tx: Transaction, identity: Identity, given: Sequence[Row]) -> Stored:
+        new = [row for row in given if row.id is None]
+        return await self._tried(tx, identity, new) + await self._tried(tx, identity, [r for r in given if r.id])
+
+    async def _tried(self, tx: Transaction, identity: Identity, given: Sequence[Row]) -> Stored:
+        """Store rows that are all new, or all changes."""
+        if not given:
+            return Stored()
+        try:
+            async with tx.savepoint():
+                return await (self._added if given[0].id is None else self._edited)(tx, identity, given)
+        except ContentTooLarge:
+            if len(given) > 1 or len(tx.drafts):
+                raise
+            return Stored(problems=(RowProblem(given[0].line, "", "The row is too large"),))
+        except Problem as problem:
+            if problem.status >= 500:
+                raise
+            if len(given) == 1:
+                return Stored(problems=tuple(_problems_of(given[0], problem)))
+            half = len(given) // 2
+            return await self._tried(tx, identity, given[:half]) + await self._tried(tx, identity, given[half:])
+
+    async def _added(self, tx: Transaction, identity: Identity, given: Sequence[Row]) -> Stored:
+        items = [row.fields for row in given]
+        added = await writes.add_bulk(tx, self._resource, identity, items, skip_conflicts=True, job_id=self._job.id)
+        refused = [
+            RowProblem(given[place].line, each.column, each.message)
+            for place, found in added.refused.items()
+            for each in found
+        ]
+        return Stored(added=len(added.encoded), problems=tuple(refused))
+
+    async def _edited(self, tx: Transaction, identity: Identity, given: Sequence[Row]) -> Stored:
+        resource = self._resource
+        ids = sorted({row.id for row in given if row.id is not None})
+        found = {row["id"]: row for row in await rows.fetch_locked(tx, resource.table, ids)}
+        problems: list[RowProblem] = []
+        allowed: list[Row] = []
+        for row in given:
+            before = found.get(row.id)
+            if before is None:
+                problems.append(RowProblem(row.line, "id", f"There is no {resource.singular} {row.id}"))
+            elif not (resource.has_all_rights(identity) or resource.is_own(identity, before)):
+                problems.append(RowProblem(row.line, "id", f"You may not change {resource.singular} {row.id}"))
+            else:
+                allowed.append(row)
+        refused = await conflicts.find(
+            tx, resource, [row.fields for row in allowed], edits=[found[row.id] for row in allowed]
+        )
+        problems += [RowProblem(allowed[place].line, each.column, each.message) for place, each in refused.items()]
+        good = [row for place, row in enumerate(allowed) if place not in refused]
+        edits = [(row.id, row.fields) for row in good if row.id is not None]
+        if edits:
+            await writes.edit_bulk(tx, resource, identity, edits)
+        return Stored(updated=len(edits), problems=tuple(problems))
+
+
+class _Undone(Exception):
+    """Undoes a savepoint, and carries what came of its rows."""
+
+    def __init__(self, stored: Stored) -> None:
+        super().__init__()
+        self.stored = stored
+
+
+def _problems_of(row: Row, problem: Problem) -> list[RowProblem]:
+    if isinstance(problem.detail, str):
+        return [RowProblem(row.line, "", problem.detail)]
+    return [
+        RowProblem(row.line, ".".join(str(part) for part in each["loc"][1:] if part != 0), each["msg"])
+        for each in problem.detail
+    ]
+
+
+async def opened(database: Database, job: ClaimedJob, owner: str) -> ImportJob:
+    """Return a claimed import, to be continued after its last stored chunk. Raises Unavailable."""
+    return ImportJob(database, job, owner, await imports.progress(database, job.id))

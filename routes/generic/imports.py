@@ -1,0 +1,184 @@
+"""Imports: a file is stored in parts while it arrives, then a job stores its rows."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+import zlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import orjson
+import structlog
+from pydantic import Field
+from starlette.responses import Response
+
+from core.errors import FieldProblem, InvalidInput, Problem, Unavailable
+from core.network.addresses import network_of
+from repository import jobs
+from repository.engine.transaction import Transaction
+from repository.jobs import JobOrder
+from repository.transfers import imports
+from repository.transfers.imports import ImportOrder
+from resources.jobs import Job
+from resources.resource import Resource
+from routes.http import queries
+from routes.http.limit_groups import LimitGroup
+from routes.http.operation import Call, Operations
+from services.limits.in_progress import Uploader
+from services.transfers import checking
+from services.transfers.formats import MEDIA_TYPES, Format
+from services.transfers.reading import MAX_RECORD_BYTES, records
+
+OCTETS = "application/octet-stream"
+LEVEL = 1  # the fastest level of zlib; CSV shrinks to a third
+
+log = structlog.get_logger("transfers")
+Flag = Literal["true", "false"]
+
+
+class ImportQuery(queries.Parameters):
+    format: Literal["csv", "ndjson"] | None = Field(
+        default=None, description="By default, the format of `Content-Type`; required with `application/octet-stream`"
+    )
+    dry_run: Flag = Field(default="false", description="Only report what would be stored, and the problems")
+    on_error: Literal["skip", "stop"] = Field(
+        default="skip", description="Skip rows with problems, or stop at the first one and keep the rows before it"
+    )
+    safe: Flag = Field(default="false", description="CSV: the file was exported with `safe=true`")
+
+
+def declare(made: Operations, resource: Resource) -> None:
+    """Declare the operation that imports rows."""
+    only = f" ({resource.writers} only)" if resource.writers else ""
+    made.post(
+        f"/{resource.name}/import",
+        f"Import {resource.name}{only}",
+        {202: Job},
+        description="Stores a file of up to 100 MiB and queues a job that adds its rows. A row with an `id` changes "
+        "the entity with this id instead. `GET /jobs/{id}/report` lists the rows that could not be stored.",
+        file_media_types=(MEDIA_TYPES[Format.CSV], MEDIA_TYPES[Format.NDJSON], OCTETS),
+        max_body_bytes=imports.MAX_FILE_BYTES,
+        signed_in=True,
+        errors=(403, 429) if resource.writers else (429,),
+        answer_headers=("Location",),
+        limit_group=LimitGroup.UPLOAD,
+    )(partial(import_, resource))
+
+
+@dataclass(slots=True)
+class _File:
+    """A file as far as it has arrived."""
+
+    size: int = 0
+    lines: int = 0
+    columns: tuple[str, ...] = ()
+    ends_in_line: bool = False
+
+    @property
+    def all_lines(self) -> int:
+        return self.lines + self.ends_in_line
+
+
+async def import_(resource: Resource, call: Call[None, ImportQuery, None]) -> Response:
+    resource.require_may_create(call.me)  # reject early; each chunk of rows is checked again
+    format_ = _format_of(call)
+    services = call.services
+    max_rows = services.generated_rows_per_day
+    job_id = str(uuid.uuid4())
+    with services.transfers.uploads.take(Uploader(call.me.user_id, call.address)):
+        await imports.require_room(call.database, call.me.user_id if max_rows is not None else None)
+        try:
+            file = await _store(resource, call, job_id, format_)
+            order = JobOrder(f"{imports.KIND}{resource.name}", file.all_lines, seed=0, batch_size=1, rate=None)
+            query = call.query
+            details = ImportOrder(
+                format_,
+                file.columns,
+                query.safe == "true",
+                query.dry_run == "true",
+                query.on_error == "stop",
+                file.size,
+                0,
+            )
+            is_counted = services.limits.is_on and call.address
+            origin = jobs.Origin(network_of(call.address or ""), services.users_per_address) if is_counted else None
+
+            async def work(tx: Transaction) -> dict[str, object]:
+                job = await jobs.create(tx, call.me, order, max_rows, origin, job_id=job_id, place=("body",))
+                await imports.create(tx, job_id, details)
+                return job
+
+            job = await call.write(work)
+        except Unavailable:
+            # The job may have been stored although the response of the database was lost. If not, the clean-up deletes
+            # the file.
+            raise
+        except BaseException:
+            await _discard(call, job_id)
+            raise
+    headers = {"Location": f"{call.prefix}/jobs/{job_id}"}
+    return Response(orjson.dumps(job), 202, headers, "application/json")
+
+
+def _format_of(call: Call[None, ImportQuery, None]) -> Format:
+    if call.query.format is not None:
+        return Format(call.query.format)
+    media_type = call.headers.get("content-type", "").partition(";")[0].strip().lower()
+    found = next((each for each, name in MEDIA_TYPES.items() if name == media_type), None)
+    if found is None:
+        message = f"Expected csv or ndjson, because Content-Type is {OCTETS}"
+        raise InvalidInput([FieldProblem(("query", "format"), message, "missing")])
+    return found
+
+
+async def _store(resource: Resource, call: Call[None, ImportQuery, None], job_id: str, format_: Format) -> _File:
+    """Store the body in parts and return what is known of it. Raises what `uploads.stream` raises, and InvalidInput."""
+    file = _File()
+    number = 0
+    async for part in _parts(call):
+        if number == 0:
+            is_last = len(part) < imports.PART_BYTES
+            file.columns = _header(resource, part, is_last=is_last) if format_ is Format.CSV else ()
+        file.size += len(part)
+        file.lines += part.count(b"\n")
+        file.ends_in_line = not part.endswith(b"\n")
+        deflated = await asyncio.to_thread(zlib.compress, part, LEVEL)
+        await imports.store_part(call.database, job_id, number, deflated)
+        number += 1
+    if not file.size:
+        raise InvalidInput([FieldProblem(("body",), "Expected a file with rows, got an empty one", "empty_file")])
+    return file
+
+
+async def _parts(call: Call[None, ImportQuery, None]) -> AsyncIterator[bytes]:
+    """Yield the body in parts of PART_BYTES, the last of which may be shorter."""
+    assert call.stream is not None, "expected the operation to have file_media_types"
+    rest = bytearray()
+    async for piece in call.stream():
+        rest += piece
+        while len(rest) >= imports.PART_BYTES:
+            yield bytes(rest[: imports.PART_BYTES])
+            del rest[: imports.PART_BYTES]
+    if rest:
+        yield bytes(rest)
+
+
+def _header(resource: Resource, part: bytes, *, is_last: bool) -> tuple[str, ...]:
+    """Return the columns of a CSV file. Raises InvalidInput."""
+    first = next(records(Format.CSV, part[: 2 * MAX_RECORD_BYTES], 1, is_last=is_last), None)
+    if first is None or first.values is None:
+        reason = first.problem if first is not None and first.problem is not None else "Expected the names of columns"
+        raise InvalidInput([FieldProblem(("body",), f"Line 1: {reason}", "invalid_header")])
+    if problems := checking.columns_of(resource, first.values):
+        raise InvalidInput(problems)
+    return tuple(first.values)
+
+
+async def _discard(call: Call[None, ImportQuery, None], job_id: str) -> None:
+    try:
+        await imports.discard(call.database, job_id)
+    except Problem:
+        log.info("file of an import left for a later clean-up", job=job_id)

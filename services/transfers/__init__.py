@@ -1,0 +1,1 @@
+"""Rows as files: CSV and NDJSON, written by exports and read by imports."""
