@@ -39,9 +39,12 @@ TWINS = (
             f"/users/{{user_id}}/{name}",
         )
     }
+    | {f"/{name}/{part}": f"/{name}" for name in ("genres", "countries") for part in ("names", "count")}
     | {f"/{name}/{{id}}/movies": "/movies" for name in ("genres", "actors", "countries", "languages")}
     | dict.fromkeys(LISTS_OF_COMMENTS, "/comments")
 )
+# Resources with the same operations as another one; they differ only in their fields.
+ALIKE = {"characters": "movies", "actors": "genres", "languages": "countries"}
 # Writes with the same body as another write; they differ only in the owner or in the required rights.
 BODY_TWINS = {
     ("post", "/users/{user_id}/movies"): "/movies",
@@ -309,12 +312,15 @@ async def test_schemathesis_finds_nothing(
     """Run all checks against a separate service, because the jobs that they queue would slow down other tests.
 
     The coverage phase tries every parameter at its bounds. The results do not depend on the database, so this phase
-    runs on SQLite only, and for only one of the operations with the same query or body. Fuzzing and the stateful phase
+    runs on SQLite only, and for only one of the operations or resources that are alike. Fuzzing and the stateful phase
     store rows, so they run on PostgreSQL, which rejects more values than SQLite. A list has a hundred conditions, so
     this test tries only one of each kind.
     """
-    twins = [*(("get", path) for path in TWINS), *BODY_TWINS] if "coverage" in phases else []
-    same = [document["paths"][path][method]["operationId"] for method, path in twins]
+    same = []
+    if "coverage" in phases:
+        twins = [*(("get", path) for path in TWINS), *BODY_TWINS]
+        same = [document["paths"][path][method]["operationId"] for method, path in twins]
+        same += [each["operationId"] for _, path, each in operations_in(document) if path.split("/")[1] in ALIKE]
     files = [each["operationId"] for _, _, each in operations_in(document) if takes_only_files(each)]
     left_out = {*same, *files, *RANGES, *ENDS_THE_SESSION}
     thin = tmp_path / "openapi.json"
