@@ -154,7 +154,7 @@ async def test_the_migration_finds_the_ids_of_older_bulk_events(new_places: Call
     await database.write(lambda tx: writes.store(tx, MOVIES, [{"title": f"m{n}"} for n in range(1_200)], None))
     await database.write(partial(writes.remove_bulk, resource=MOVIES, identity=ADMIN, ids=[7, 1_100]))
     async with database.begin() as (connection, _):
-        await connection.run_sync(lambda sync: command.downgrade(migrations._config(sync), "0012"))
+        await connection.run_sync(lambda sync: command.downgrade(migrations._config(sync), "0015"))
         await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), "head"))
     found = await database.select(text("SELECT seq, topic, first_id, last_id FROM event_spans ORDER BY seq"))
     assert [tuple(row) for row in found] == [

@@ -75,7 +75,7 @@ async def test_links_keep_the_filter(service: Service) -> None:
 
 async def test_every_list_and_count_with_filters_takes_filter(service: Service) -> None:
     async with service.admin() as chief:
-        filtered = [each for each in OPERATIONS if each.filters]
+        filtered = [each for each in OPERATIONS if each.filters and not each.path.endswith("/export")]
         assert {"/jobs", "/users", "/admin/audit", "/genres/count"} <= {each.path for each in filtered}
         # A number that is the id of a genre, an actor, a country and a language.
         row = (await chief.add_bulk([{"name": "Alida Valli"}] * 20, "actors"))[0]
