@@ -51,7 +51,9 @@ async def test_every_kind_of_list_and_entity_takes_fields(service: Service) -> N
         ids |= {name: (await alice.add(name))["id"] for name in ("movies", "characters")}
         text = {"text": "Splendid"}
         comment = await ok(alice.http.post(f"/movies/{ids['movies']}/comments", json=text), 201)
-        ids |= {"comments": comment["id"]}
+        rating = await ok(chief.http.post(f"/movies/{ids['movies']}/ratings", json={"score": 9}), 201)
+        entry = await ok(chief.http.post("/watchlist", json={"movie_id": ids["movies"]}), 201)
+        ids |= {"comments": comment["id"], "ratings": rating["id"], "watchlist": entry["id"]}
         taking = [operation for operation in OPERATIONS if operation.members]
         tags = {each.path: "movies" if each.path.startswith("/movies/{id}") else each.tag for each in taking}
         paths = {each.path.format(id=ids[tags[each.path]], user_id=alice.id, username=alice.name) for each in taking}
