@@ -20,7 +20,7 @@ from core.identity import Identity
 from core.times import utc_now
 from repository.accounts import audit
 from repository.engine.transaction import Transaction, former_values
-from repository.generic import conflicts, linked_rows, links, parts, relations, rows
+from repository.generic import conflicts, linked_rows, links, relations, rows
 from repository.generic.conflicts import Refusal
 from repository.generic.versions import BOOKKEEPING, IfMatch, Row, changed_names, require_version
 from resources.resource import Resource
@@ -353,7 +353,6 @@ async def remove(tx: Transaction, resource: Resource, identity: Identity, entity
     await relations.release_children(tx, resource, [row], identity.user_id)
     await linked_rows.release(tx, resource, [row], identity.user_id)
     await links.remove(tx, resource, [row], identity.user_id)
-    await parts.delete_parts(tx, resource, [row], identity.user_id)
     await tx.connection.execute(delete(resource.table).where(resource.table.c.id == entity_id))
     tx.emit(resource.name, "delete", row, actor_id=identity.user_id, before=row)
     await relations.recount(tx, resource, [row], (), identity.user_id)
@@ -371,7 +370,6 @@ async def remove_bulk(tx: Transaction, resource: Resource, identity: Identity, i
     await relations.release_children(tx, resource, gone, identity.user_id)
     await linked_rows.release(tx, resource, gone, identity.user_id)
     await links.remove(tx, resource, gone, identity.user_id)
-    await parts.delete_parts(tx, resource, gone, identity.user_id)
     named = rows.one_of(tx.is_sqlite, resource.table.c.id, list(found))
     await tx.connection.execute(delete(resource.table).where(named))
     tx.emit_bulk(

@@ -22,7 +22,7 @@ from repository.community import averages, ratings
 from repository.engine import event_log
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
-from repository.generic import parts, writes
+from repository.generic import relations, writes
 from resources.movies import MOVIES
 from resources.ratings import average_of
 from tests.conftest import Places
@@ -436,7 +436,7 @@ async def test_a_vote_of_a_user_whose_session_has_ended_is_refused(database: Dat
 async def test_a_movie_with_too_many_ratings_is_not_deleted(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "MAX_DELETED_PARTS", 2)
+    monkeypatch.setattr(relations, "MAX_RELEASED_CHILDREN", 2)
     voters = [await accounts.account(database, f"holly{number}") for number in range(3)]
     identity = Identity(voters[0], Group.ADMIN, time.time() + 60, "", "holly")
 

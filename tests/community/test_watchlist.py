@@ -14,7 +14,7 @@ from core.identity import Group, Identity
 from repository.community import watchlist
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
-from repository.generic import parts, writes
+from repository.generic import relations, writes
 from resources.movies import MOVIES
 from tests.support import accounts
 from tests.support.backends import SQLITE_ONLY
@@ -279,7 +279,7 @@ async def test_watchlists_and_what_a_deletion_takes_along_are_bounded(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watchlist, "MAX_ENTRIES", 2)
-    monkeypatch.setattr(parts, "MAX_DELETED_PARTS", 3)
+    monkeypatch.setattr(relations, "MAX_RELEASED_CHILDREN", 3)
     users = [await accounts.account(database, f"holly{number}") for number in range(2)]
 
     async def movies(tx: Transaction) -> list[int]:
