@@ -219,8 +219,13 @@ class Resource:
     # --- models
 
     @cached_property
+    def replacement(self) -> type[BaseModel]:
+        """The body of PUT."""
+        return derived.replacement_model(self.table, self.body, self.singular)
+
+    @cached_property
     def patch(self) -> type[BaseModel]:
-        return derived.patch_model(self.body, self.singular, self.example_change)
+        return derived.patch_model(self.table, self.body, self.singular, self.example_change)
 
     @cached_property
     def bulk_patch(self) -> type[BaseModel]:

@@ -22,7 +22,7 @@ from repository.accounts import audit
 from repository.engine.transaction import Transaction, former_values
 from repository.generic import conflicts, linked_rows, links, relations, rows
 from repository.generic.conflicts import Refusal
-from repository.generic.versions import BOOKKEEPING, IfMatch, Row, changed_names, require_version
+from repository.generic.versions import BOOKKEEPING, IfMatch, Row, changed_names, editable, require_version
 from resources.resource import Resource
 
 T = TypeVar("T")
@@ -259,6 +259,7 @@ async def edit(
     Raises NotFound, Forbidden, PreconditionFailed, InvalidInput or Conflict.
     """
     before = await _one(tx, resource, identity, entity_id, if_match)
+    (fields,) = editable(resource, [fields], [before], bulk=False)
     resolved = await links.resolve(tx, resource, [fields], edits=[before], add=_adder(tx, resource, identity))
     links.raise_for(resolved.refused, bulk=False)
     await conflicts.require_none(tx, resource, [fields], edits=[before], bulk=False)
@@ -287,7 +288,8 @@ async def edit_bulk(
         return BulkResult([], [])
     found = {row["id"]: row for row in await rows.fetch_locked(tx, resource.table, sorted({id_ for id_, _ in edits}))}
     resource.require_may_change(identity, found.values())
-    named, rows_before = [fields for _, fields in edits], [found.get(id_) for id_, _ in edits]
+    sent, rows_before = [fields for _, fields in edits], [found.get(id_) for id_, _ in edits]
+    named = await rows.off_the_loop(len(edits), partial(editable, resource, sent, rows_before, bulk=True))
     resolved = await links.resolve(tx, resource, named, edits=rows_before, add=_adder(tx, resource, identity))
     links.raise_for(resolved.refused, bulk=True)
     await conflicts.require_none(tx, resource, named, edits=rows_before, bulk=True)

@@ -171,7 +171,7 @@ def _declare_single(made: Operations, resource: Resource) -> None:
         return
     # The name of a linked row is also in the rows that show it.
     edit = EDIT | Details(errors=(403, 404, 409, 413)) if links_to(resource) else EDIT
-    made.put(path, f"Replace {one}{only}", changed, edit, body=resource.body)(by(handlers.replace))
+    made.put(path, f"Replace {one}{only}", changed, edit, body=resource.replacement)(by(handlers.replace))
     made.patch(path, f"Change {one}{only}", changed, edit, body=resource.patch)(by(handlers.patch))
     errors = (403, 404, 409, 413) if children_of(resource) or links_to(resource) else (403, 404, 413)
     made.delete(path, f"Delete {one}{only}", signed_in=True, if_match=True, errors=errors)(by(handlers.delete))
