@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import MISSING, BaseModel, RootModel, create_model
 from pydantic import Field as ModelField
@@ -12,7 +12,7 @@ from sqlalchemy.types import TypeEngine
 
 from core.databases import columns
 from core.filters import Field, FieldType
-from schemas import Answer, Body, Id, IsoDate, Moment, examples
+from schemas import WHOLE, Answer, Body, Id, IsoDate, Moment, Whole, examples
 
 
 def visible_columns(table: Table) -> tuple[str, ...]:
@@ -48,6 +48,13 @@ _SHOWN: Mapping[FieldType, Any] = {
     FieldType.INTEGER: int,
     FieldType.DECIMAL: float,
     FieldType.TEXT: str,
+}
+# The types of members that clients may send, but not change.
+_EXACT: Mapping[FieldType, Any] = {
+    FieldType.TIME: str,
+    FieldType.BOOLEAN: Annotated[bool, ModelField(strict=True)],
+    FieldType.INTEGER: Annotated[Whole, WHOLE],
+    FieldType.DECIMAL: Annotated[float, ModelField(strict=True, allow_inf_nan=False)],
 }
 
 
@@ -107,13 +114,31 @@ def change_model(entity: type[BaseModel], singular: str) -> type[BaseModel]:
     return create_model(f"{singular.title()}Change", __base__=Answer, **members)
 
 
-def patch_model(body: type[Body], singular: str, example: Mapping[str, Any]) -> type[BaseModel]:
+def _maintained_members(table: Table, body: type[Body]) -> dict[str, Any]:
+    """Return the members that clients may send, but not change: with their current values, as GET returns them."""
+    members: dict[str, Any] = {}
+    shown = ModelField(default=MISSING, description="Only with its current value", json_schema_extra={"readOnly": True})
+    for name in visible_columns(table):
+        if name not in body.model_fields:
+            kind = _EXACT[_field_type(table.c[name])]
+            members[name] = (kind | None | MISSING if table.c[name].nullable else kind | MISSING, shown)
+    return members
+
+
+def replacement_model(table: Table, body: type[Body], singular: str) -> type[BaseModel]:
+    """Return the model of a PUT body."""
+    name = f"{_class_name(singular)}Replacement"
+    return create_model(name, __base__=body, __doc__=body.__doc__, **_maintained_members(table, body))
+
+
+def patch_model(table: Table, body: type[Body], singular: str, example: Mapping[str, Any]) -> type[BaseModel]:
     """Return the model of a PATCH body: every member is optional and has no default."""
     members: dict[str, Any] = {
         name: (annotation | MISSING, MISSING)
         for name, annotation in get_type_hints(body, include_extras=True).items()
         if name in body.model_fields
     }
+    members |= _maintained_members(table, body)
     return create_model(
         f"{_class_name(singular)}Patch",
         __base__=Body,

@@ -8,7 +8,7 @@ from pydantic import Field
 
 import models
 from resources.movies import MOVIES
-from resources.resource import PartOf, Resource
+from resources.resource import Parent, Resource
 from schemas import WHOLE, Answer, Body, examples
 
 LOWEST_SCORE, HIGHEST_SCORE = 1, 10
@@ -40,7 +40,7 @@ RATINGS = Resource(
     label="movie_id",
     searched=(),
     example_change={"score": 10},
-    part_of=(PartOf("movie_id", MOVIES),),
+    parents=(Parent("movie_id", MOVIES, takes_children=True),),  # repository.community.averages counts them
     created_word="gave",
     has_own_routes=True,
 )

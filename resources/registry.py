@@ -15,7 +15,7 @@ from pydantic import MISSING, BaseModel, Field, create_model
 
 import models
 import resources
-from resources.resource import Link, Parent, PartOf, Resource
+from resources.resource import Link, Parent, Resource
 
 MAX_INCLUDED = 1_000
 
@@ -40,19 +40,19 @@ def links_to(resource: Resource) -> list[tuple[Resource, Link]]:
     return [(owner, link) for owner in RESOURCES for link in owner.links if link.resource is resource]
 
 
-def parts_of(resource: Resource) -> list[tuple[Resource, PartOf]]:
-    """Return the resources whose rows are deleted with a row of `resource`, each with its relation."""
-    return [(part, whole) for part in RESOURCES for whole in part.part_of if whole.resource is resource]
+def included_in(resource: Resource) -> dict[str, tuple[Resource, Parent]]:
+    """Return the children that `?include=` can add to a row of `resource`, by name."""
+    return {child.name: (child, parent) for child, parent in children_of(resource) if child.audience == "public"}
 
 
 def found_model(resource: Resource) -> type[BaseModel]:
     """Return the model of the response to GET of one entity: the entity, and the children that `?include=` adds."""
-    children = [child for child, _ in children_of(resource)]
+    children = [child for child, _ in included_in(resource).values()]
     if not children:
         return resource.entity
     name = f"{resource.singular.title()}With{''.join(child.name.title() for child in children)}"
     members: dict[str, Any] = {}
     for child in children:
-        description = f"Only with `include={child.name}`: the first {MAX_INCLUDED:,}, in order of id"
+        description = f"Only if `include` names `{child.name}`: the first {MAX_INCLUDED:,}, in order of id"
         members[child.name] = (list[child.entity] | MISSING, Field(default=MISSING, description=description))  # type: ignore[name-defined]
     return create_model(name, __base__=resource.entity, **members)

@@ -36,13 +36,14 @@ _WRITERS = {"owner": "", "staff": "moderators and admins", "admins": "admins"}
 class Parent:
     """A relation to at most one row of another resource, whose id is in `column`.
 
-    The parent's column `count` holds the number of rows that refer to it; `?include=` adds these rows to the parent. A
-    row outlives its parent, unless the parent `takes_children`: then its rows are deleted with it.
+    The parent's column `count` holds the number of rows that refer to it; None if there is no such column, or if other
+    code maintains it. `?include=` adds these rows to the parent, unless only their owners see them. A row outlives its
+    parent, unless the parent `takes_children`: then its rows are deleted with it.
     """
 
     column: str
     resource: Resource
-    count: str
+    count: str | None = None
     takes_children: bool = False
 
 
@@ -78,14 +79,6 @@ class Link:
 
 
 @dataclass(frozen=True, eq=False)
-class PartOf:
-    """A relation to a row of another resource, whose id is in `column`. A row is deleted together with that row."""
-
-    column: str
-    resource: Resource
-
-
-@dataclass(frozen=True, eq=False)
 class Resource:
     """A declaration. `label` is the column that `/names` lists, or empty if there is no such list; `searched` are the
     columns that `?q=` searches.
@@ -110,7 +103,6 @@ class Resource:
     audience: Literal["public", "self"] = "public"
     parents: tuple[Parent, ...] = ()
     links: tuple[Link, ...] = ()
-    part_of: tuple[PartOf, ...] = ()
     filter_names: Mapping[str, str] = field(default_factory=dict)
     created_word: str = "added"
     generated: bool = False
@@ -124,6 +116,9 @@ class Resource:
         expected = ("id", *self.written, "created_at", "updated_at")
         assert self.columns == expected, f"{self.name}: expected the columns {expected}, got {self.columns}"
         assert self.has_owner or self.writers, f"{self.name}: rows that owners may change need a user_id"
+        # The generic writes emit public events.
+        is_private = self.audience == "self"
+        assert not is_private or self.has_own_routes, f"{self.name}: rows that only owners see need routes of their own"
 
     # --- derived
 
@@ -224,8 +219,13 @@ class Resource:
     # --- models
 
     @cached_property
+    def replacement(self) -> type[BaseModel]:
+        """The body of PUT."""
+        return derived.replacement_model(self.table, self.body, self.singular)
+
+    @cached_property
     def patch(self) -> type[BaseModel]:
-        return derived.patch_model(self.body, self.singular, self.example_change)
+        return derived.patch_model(self.table, self.body, self.singular, self.example_change)
 
     @cached_property
     def bulk_patch(self) -> type[BaseModel]:

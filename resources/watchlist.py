@@ -8,7 +8,7 @@ from pydantic import Field
 
 import models
 from resources.movies import MOVIES
-from resources.resource import PartOf, Resource
+from resources.resource import Parent, Resource
 from schemas import NO_NUL, Body, Id, examples, normal
 
 MAX_NOTES_LENGTH = 1_000  # short enough that the entries about a popular movie can be deleted together with the movie
@@ -36,6 +36,6 @@ WATCHLIST = Resource(
     searched=("notes",),
     example_change={"status": "watched"},
     audience="self",
-    part_of=(PartOf("movie_id", MOVIES),),
+    parents=(Parent("movie_id", MOVIES, takes_children=True),),
     has_own_routes=True,
 )

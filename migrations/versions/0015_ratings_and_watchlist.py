@@ -75,7 +75,6 @@ def _renew_epoch() -> None:
 def downgrade() -> None:
     op.drop_table("watchlist")
     op.drop_table("ratings")
-    with op.batch_alter_table("movies", table_kwargs={"sqlite_autoincrement": True}) as movies:
-        for name in ("ratings_sum", "ratings_count", "average_rating"):
-            movies.drop_column(name)
+    for name in ("ratings_sum", "ratings_count", "average_rating"):
+        op.drop_column("movies", name)
     _renew_epoch()

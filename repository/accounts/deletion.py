@@ -1,4 +1,4 @@
-"""Deleting accounts: personal data is erased; the movies, characters and ratings of the user keep the user id.
+"""Deleting accounts: personal data is erased; the movies, characters, comments and ratings of the user keep the id.
 
 One transaction ends the sessions (which closes the sockets), cancels the jobs, revokes tokens, withdraws emails,
 deletes the watchlist and empties the row except for its id. The user name and the email can then be used by another

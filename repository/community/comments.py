@@ -27,7 +27,7 @@ from core.times import utc_now
 from repository.accounts import audit
 from repository.engine.transaction import MAX_EVENT_ITEMS, Transaction
 from repository.generic import relations, rows
-from repository.generic.versions import BOOKKEEPING, IfMatch, Row, changed_names, require_version
+from repository.generic.versions import BOOKKEEPING, IfMatch, Row, changed_names, editable, require_version
 from repository.generic.writes import BulkResult, Stored
 from resources.comments import COMMENTS
 from resources.movies import MOVIES
@@ -95,6 +95,7 @@ async def edit(tx: Transaction, identity: Identity, comment_id: int, fields: Row
     before = _only(await rows.fetch_locked(tx, TABLE, [comment_id]), comment_id)
     COMMENTS.require_may_change(identity, [before])
     require_version("Comment", before, if_match)
+    (fields,) = editable(COMMENTS, [fields], [before], bulk=False)
     if not changed_names(before, fields):
         return Stored(comment_id, before["version"], orjson.dumps(before))
     now = utc_now()

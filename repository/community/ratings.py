@@ -1,6 +1,7 @@
 """Writing ratings, each write together with the movie's new average.
 
-A transaction writes a rating before the row of its movie, so votes for one movie wait for one another only briefly.
+A transaction locks the movie before the rating, as deleting the movie does, but only against deletion. It writes the
+rating before the row of its movie, so votes for one movie wait for one another only briefly.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ _INSERT = Statement(
 
 _FIND = statement(f"SELECT {', '.join(RATINGS.columns)} FROM ratings WHERE movie_id = $1 AND user_id = $2")  # noqa: S608 (names of our own columns)
 _OWN = Statement(_FIND.sqlite, f"{_FIND.postgresql} FOR UPDATE")
+_LOCKED_MOVIE = select(models.movies.c.id).with_for_update(read=True, key_share=True)
 _SET = statement("UPDATE ratings SET score = $1, version = $2, updated_at = $3::text::timestamptz WHERE id = $4")
 
 
@@ -90,7 +92,7 @@ async def edit(
     tx: Transaction, identity: Identity, rating_id: int, fields: Row, if_match: IfMatch, *, requires_watched: bool
 ) -> Stored:
     """Change a rating and return it. Raises NotFound, Forbidden or PreconditionFailed."""
-    before = await rows.fetch_locked(tx, TABLE, [rating_id])
+    before = await _lock(tx, rating_id)
     stored = await writes.edit(tx, RATINGS, identity, rating_id, fields, if_match)
     if requires_watched and RATINGS.is_own(identity, before[0]):
         await _require_watched(tx, identity, before[0]["movie_id"])
@@ -100,13 +102,14 @@ async def edit(
 
 async def remove(tx: Transaction, identity: Identity, rating_id: int, if_match: IfMatch) -> None:
     """Delete a rating. Raises NotFound, Forbidden or PreconditionFailed."""
-    before = await rows.fetch_locked(tx, TABLE, [rating_id])
+    before = await _lock(tx, rating_id)
     await writes.remove(tx, RATINGS, identity, rating_id, if_match)
     await averages.follow(tx, before, (), identity.user_id)
 
 
 async def remove_own(tx: Transaction, identity: Identity, movie_id: int, if_match: IfMatch) -> None:
     """Delete the user's rating of a movie. Raises NotFound or PreconditionFailed."""
+    await tx.connection.execute(_LOCKED_MOVIE.where(models.movies.c.id == movie_id))
     own = await _own(tx, identity.user_id, movie_id)
     if own is None:
         raise not_rated(movie_id)
@@ -132,9 +135,16 @@ async def _fetch(tx: Transaction, query: Statement, *values: Any) -> list[Any]:
 
 
 async def _require_movie(tx: Transaction, movie_id: int) -> None:
-    movies = models.movies.c
-    if (await tx.connection.execute(select(movies.id).where(movies.id == movie_id))).first() is None:
+    """Raise NotFound unless the movie exists. It cannot be deleted until COMMIT."""
+    if (await tx.connection.execute(_LOCKED_MOVIE.where(models.movies.c.id == movie_id))).first() is None:
         raise NotFound(f"There is no movie {movie_id}")
+
+
+async def _lock(tx: Transaction, rating_id: int) -> list[dict[str, Any]]:
+    """Lock a rating after its movie, and return the rating, or nothing."""
+    movie_id = select(TABLE.c.movie_id).where(TABLE.c.id == rating_id).scalar_subquery()
+    await tx.connection.execute(_LOCKED_MOVIE.where(models.movies.c.id == movie_id))
+    return await rows.fetch_locked(tx, TABLE, [rating_id])
 
 
 async def _require_watched(tx: Transaction, identity: Identity, movie_id: int) -> None:

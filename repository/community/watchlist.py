@@ -19,7 +19,7 @@ from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql, lists, rows
 from repository.generic.lists import Listed, ListRequest
-from repository.generic.versions import BOOKKEEPING, IfMatch, Row, changed_names, require_version
+from repository.generic.versions import BOOKKEEPING, IfMatch, Row, changed_names, editable, require_version
 from repository.generic.writes import Stored
 from resources.watchlist import WATCHED, WATCHLIST
 
@@ -49,6 +49,7 @@ async def edit(tx: Transaction, identity: Identity, entry_id: int, fields: Row, 
     Raises NotFound, PreconditionFailed or Conflict.
     """
     before = await _own(tx, identity, entry_id, if_match)
+    (fields,) = editable(WATCHLIST, [fields], [before], bulk=False)
     if fields.get("movie_id", before["movie_id"]) != before["movie_id"]:
         await _require_free(tx, identity.user_id, fields["movie_id"])
     now = utc_now()

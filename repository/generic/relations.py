@@ -2,7 +2,8 @@
 
 A parent counts its children in a derived column; a new count does not raise its `version`. A child outlives its parent:
 deleting the parent clears the child's column by an ordinary edit, so that no user deletes what another user wrote. The
-exception are children that are meaningless without their parent (`Parent.takes_children`).
+exception are children that are meaningless without their parent (`Parent.takes_children`). Of children that only their
+owners see, each owner gets an event (or several, if one cannot hold all of them).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import orjson
-from sqlalchemy import ColumnElement, Table, delete, select, update
+from sqlalchemy import ColumnElement, Table, delete, func, select, update
 
 from core.errors import Conflict
 from core.times import utc_now
@@ -34,29 +35,52 @@ Rows = Sequence[dict[str, Any]]
 async def recount(tx: Transaction, resource: Resource, before: Items, after: Items, actor_id: int | None) -> None:
     """Update the counts of parents whose children were added, removed, or moved from one parent to another."""
     for parent in resource.parents:
+        if parent.count is None:
+            continue
         changes = Counter(item[parent.column] for item in after if item[parent.column])
         changes.subtract(item[parent.column] for item in before if item[parent.column])
         await add_to_parents(tx, parent, changes, actor_id)
 
 
 async def release_children(tx: Transaction, resource: Resource, gone: Rows, actor_id: int | None) -> None:
-    """Clear the columns of children that refer to rows about to be deleted, or delete these children, too. Raises
-    Conflict when there are more than MAX_RELEASED_CHILDREN.
+    """Clear the columns of children that refer to rows about to be deleted, or delete these children, too. The caller
+    has locked the rows, so that they get no further children.
+
+    Raises Conflict when there are more than MAX_RELEASED_CHILDREN of one resource.
     """
     for child, parent in children_of(resource):
-        ids = [row["id"] for row in gone if row[parent.count]]
-        number = sum(row[parent.count] for row in gone)
+        count = parent.count
+        ids = [row["id"] for row in gone if count is None or row[count]]
+        if not ids:
+            continue
+        chosen = rows.one_of(tx.is_sqlite, child.table.c[parent.column], ids)
+        number = sum(row[count] for row in gone) if count is not None else await _count(tx, child.table, chosen)
+        if not number:
+            continue
         if number > MAX_RELEASED_CHILDREN:
-            has = f"{resource.singular.capitalize()} {ids[0]} has" if len(ids) == 1 else f"These {resource.name} have"
-            way = "" if parent.takes_children else f", or move them to another {resource.singular}"
-            raise Conflict(
-                f"{has} {number} {child.name}, expected at most {MAX_RELEASED_CHILDREN}: first delete {child.name} with"
-                f" DELETE /{child.name}/bulk{way}"
-            )
-        if ids and parent.takes_children:
-            await _take(tx, child, parent.column, ids, actor_id)
-        elif ids:
-            await _orphan(tx, child, parent.column, ids, actor_id)
+            raise Conflict(_too_many(resource, ids, child, parent, number))
+        if parent.takes_children:
+            await _take(tx, child, chosen, actor_id)
+        else:
+            await _orphan(tx, child, parent.column, chosen, actor_id)
+
+
+async def _count(tx: Transaction, table: Table, chosen: ColumnElement[bool]) -> int:
+    """Count rows; stop above MAX_RELEASED_CHILDREN."""
+    some = select(table.c.id).where(chosen).limit(MAX_RELEASED_CHILDREN + 1).subquery()
+    found: int = (await tx.connection.execute(select(func.count()).select_from(some))).scalar_one()
+    return found
+
+
+def _too_many(resource: Resource, ids: Sequence[int], child: Resource, parent: Parent, number: int) -> str:
+    has = f"{resource.singular.capitalize()} {ids[0]} has" if len(ids) == 1 else f"These {resource.name} have"
+    if parent.count is None:
+        return f"{has} more than {MAX_RELEASED_CHILDREN:,} rows of {child.name}, which would be deleted, too"
+    way = "" if parent.takes_children else f", or move them to another {resource.singular}"
+    return (
+        f"{has} {number} {child.name}, expected at most {MAX_RELEASED_CHILDREN}: first delete {child.name} with DELETE "
+        f"/{child.name}/bulk{way}"
+    )
 
 
 async def _locked(tx: Transaction, table: Table, chosen: ColumnElement[bool]) -> AsyncIterator[list[dict[str, Any]]]:
@@ -72,17 +96,18 @@ async def _locked(tx: Transaction, table: Table, chosen: ColumnElement[bool]) ->
         yield await rows.fetch_locked(tx, table, found)
 
 
-async def _take(tx: Transaction, child: Resource, column: str, ids: Sequence[int], actor_id: int | None) -> None:
-    chosen = rows.one_of(tx.is_sqlite, child.table.c[column], ids)
+async def _take(tx: Transaction, child: Resource, chosen: ColumnElement[bool], actor_id: int | None) -> None:
     async for gone in _locked(tx, child.table, chosen):
         await emit_deletes(tx, child, gone, actor_id)
     # One statement deletes them all, because they may refer to one another.
     await tx.connection.execute(delete(child.table).where(chosen))
 
 
-async def _orphan(tx: Transaction, child: Resource, column: str, ids: Sequence[int], actor_id: int | None) -> None:
+async def _orphan(
+    tx: Transaction, child: Resource, column: str, chosen: ColumnElement[bool], actor_id: int | None
+) -> None:
     table = child.table
-    async for before in _locked(tx, table, rows.one_of(tx.is_sqlite, table.c[column], ids)):
+    async for before in _locked(tx, table, chosen):
         now = utc_now()
         after = [{**row, column: None, "version": row["version"] + 1, "updated_at": now} for row in before]
         await tx.connection.execute(
@@ -95,6 +120,7 @@ async def _orphan(tx: Transaction, child: Resource, column: str, ids: Sequence[i
 
 async def add_to_parents(tx: Transaction, parent: Parent, changes: Counter[int], actor_id: int | None) -> None:
     """Add `changes` to the counts of the parents, and emit the events."""
+    assert parent.count is not None, "expected a relation with a count"
     ids = sorted(parent_id for parent_id, change in changes.items() if change)
     if ids:
         found = {row["id"]: row for row in await rows.fetch_locked(tx, parent.resource.table, ids)}
@@ -120,17 +146,22 @@ async def add_to_counts(
 
 
 async def emit_deletes(tx: Transaction, resource: Resource, gone: Rows, actor_id: int | None) -> None:
-    """Emit a `delete` for one row, or a `delete_bulk` for several."""
-    if len(gone) == 1:
-        tx.emit(resource.name, "delete", gone[0], actor_id=actor_id, before=gone[0])
-        return
-    tx.emit_bulk(
-        resource.name,
-        "delete_bulk",
-        [str(row["id"]).encode() for row in gone],
-        actor_id=actor_id,
-        before=await rows.off_the_loop(len(gone), lambda: [orjson.dumps(row) for row in gone]),
-    )
+    """Emit, to each audience, a `delete` for one row, or a `delete_bulk` for several."""
+    by_audience: dict[str, list[dict[str, Any]]] = {}
+    for row in gone:
+        by_audience.setdefault(resource.audience_of(row), []).append(row)
+    for audience, listed in by_audience.items():
+        if len(listed) == 1:
+            tx.emit(resource.name, "delete", listed[0], actor_id=actor_id, before=listed[0], audience=audience)
+            continue
+        tx.emit_bulk(
+            resource.name,
+            "delete_bulk",
+            [str(row["id"]).encode() for row in listed],
+            actor_id=actor_id,
+            before=await rows.off_the_loop(len(listed), lambda each: [orjson.dumps(row) for row in each], listed),
+            audience=audience,
+        )
 
 
 async def emit_updates(

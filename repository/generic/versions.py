@@ -1,11 +1,14 @@
-"""Optimistic locking: versions, `If-Match` and the difference between two states of a row."""
+"""Optimistic locking: versions, `If-Match`, read-only members and the difference between two states of a row."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from core.errors import PreconditionFailed
+import orjson
+
+from core.errors import MAX_PROBLEMS, Conflict, FieldProblem, InvalidInput, PreconditionFailed
+from resources.resource import Resource
 
 Row = Mapping[str, Any]  # the values of a row by column
 
@@ -25,3 +28,35 @@ def require_version(name: str, row: Mapping[str, Any], if_match: IfMatch) -> Non
 def changed_names(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Return the names in `after` whose values differ from those in `before`, in the order of `after`."""
     return [name for name, value in after.items() if before[name] != value]
+
+
+def editable(resource: Resource, bodies: Sequence[Row], stored: Sequence[Row | None], *, bulk: bool) -> list[Row]:
+    """Return the members of bodies that clients may edit. The other members must have their current values, so that
+    clients can send back what GET returned.
+
+    `stored` holds the row that each body edits, or None if there is no such row. Raises Conflict for another `version`,
+    and InvalidInput for another value of another member.
+    """
+    outdated: list[FieldProblem] = []
+    wrong: list[FieldProblem] = []
+    made: list[Row] = []
+    for index, (body, row) in enumerate(zip(bodies, stored, strict=True)):
+        maintained = body.keys() - resource.defaults.keys()
+        made.append({name: value for name, value in body.items() if name not in maintained} if maintained else body)
+        if not maintained or row is None:
+            continue
+        for name in body:
+            if name not in maintained or body[name] == row[name] or len(outdated) + len(wrong) >= MAX_PROBLEMS:
+                continue
+            place = ("body", index, name) if bulk else ("body", name)
+            current = orjson.dumps(row[name]).decode()
+            if name == "version":
+                outdated.append(FieldProblem(place, f"Expected the current version, {current}", "outdated"))
+            else:
+                message = f"Expected the current value, {current}, because clients cannot change it"
+                wrong.append(FieldProblem(place, message, "read_only"))
+    if outdated:
+        raise Conflict(outdated)
+    if wrong:
+        raise InvalidInput(wrong)
+    return made

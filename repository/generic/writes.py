@@ -20,9 +20,9 @@ from core.identity import Identity
 from core.times import utc_now
 from repository.accounts import audit
 from repository.engine.transaction import Transaction, former_values
-from repository.generic import conflicts, linked_rows, links, parts, relations, rows
+from repository.generic import conflicts, linked_rows, links, relations, rows
 from repository.generic.conflicts import Refusal
-from repository.generic.versions import BOOKKEEPING, IfMatch, Row, changed_names, require_version
+from repository.generic.versions import BOOKKEEPING, IfMatch, Row, changed_names, editable, require_version
 from resources.resource import Resource
 
 T = TypeVar("T")
@@ -259,6 +259,7 @@ async def edit(
     Raises NotFound, Forbidden, PreconditionFailed, InvalidInput or Conflict.
     """
     before = await _one(tx, resource, identity, entity_id, if_match)
+    (fields,) = editable(resource, [fields], [before], bulk=False)
     resolved = await links.resolve(tx, resource, [fields], edits=[before], add=_adder(tx, resource, identity))
     links.raise_for(resolved.refused, bulk=False)
     await conflicts.require_none(tx, resource, [fields], edits=[before], bulk=False)
@@ -287,7 +288,8 @@ async def edit_bulk(
         return BulkResult([], [])
     found = {row["id"]: row for row in await rows.fetch_locked(tx, resource.table, sorted({id_ for id_, _ in edits}))}
     resource.require_may_change(identity, found.values())
-    named, rows_before = [fields for _, fields in edits], [found.get(id_) for id_, _ in edits]
+    sent, rows_before = [fields for _, fields in edits], [found.get(id_) for id_, _ in edits]
+    named = await rows.off_the_loop(len(edits), partial(editable, resource, sent, rows_before, bulk=True))
     resolved = await links.resolve(tx, resource, named, edits=rows_before, add=_adder(tx, resource, identity))
     links.raise_for(resolved.refused, bulk=True)
     await conflicts.require_none(tx, resource, named, edits=rows_before, bulk=True)
@@ -353,7 +355,6 @@ async def remove(tx: Transaction, resource: Resource, identity: Identity, entity
     await relations.release_children(tx, resource, [row], identity.user_id)
     await linked_rows.release(tx, resource, [row], identity.user_id)
     await links.remove(tx, resource, [row], identity.user_id)
-    await parts.delete_parts(tx, resource, [row], identity.user_id)
     await tx.connection.execute(delete(resource.table).where(resource.table.c.id == entity_id))
     tx.emit(resource.name, "delete", row, actor_id=identity.user_id, before=row)
     await relations.recount(tx, resource, [row], (), identity.user_id)
@@ -371,7 +372,6 @@ async def remove_bulk(tx: Transaction, resource: Resource, identity: Identity, i
     await relations.release_children(tx, resource, gone, identity.user_id)
     await linked_rows.release(tx, resource, gone, identity.user_id)
     await links.remove(tx, resource, gone, identity.user_id)
-    await parts.delete_parts(tx, resource, gone, identity.user_id)
     named = rows.one_of(tx.is_sqlite, resource.table.c.id, list(found))
     await tx.connection.execute(delete(resource.table).where(named))
     tx.emit_bulk(

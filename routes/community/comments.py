@@ -124,7 +124,7 @@ async def reply(call: Call[ById, None, CommentBody]) -> Response:
     return await rendering.write_once(call, work)
 
 
-@operations.put("/comments/{id}", "Replace a comment", CHANGED, EDIT, body=COMMENTS.body)
+@operations.put("/comments/{id}", "Replace a comment", CHANGED, EDIT, body=COMMENTS.replacement)
 @operations.patch("/comments/{id}", "Change a comment", CHANGED, EDIT, body=COMMENTS.patch)
 async def edit(call: Call[ById, None, BaseModel]) -> Response:
     versions, fields = rendering.if_match(call), call.body.model_dump(exclude_unset=True)

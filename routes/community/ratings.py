@@ -20,12 +20,14 @@ from routes.http.queries import ById, TrailQuery
 
 LIST = Details(filters=RATINGS.fields)
 ONE = Details(if_none_match=True, errors=(404,), members=RATINGS.columns)
-EDIT = Details(answer_headers=("ETag",), signed_in=True, if_match=True, errors=(403, 404))
 ENTITY = RATINGS.entity
 ENTITIES = list[ENTITY]  # type: ignore[valid-type]
 NEEDS_WATCHED = (
     "With the setting `RATINGS_REQUIRE_WATCHED`, users can rate only movies that their watchlist has as `watched`; for "
     "other movies, the response is a 403."
+)
+EDIT = Details(
+    answer_headers=("ETag",), signed_in=True, if_match=True, errors=(403, 404, 409), description=NEEDS_WATCHED
 )
 
 operations = Operations("ratings")
@@ -43,10 +45,8 @@ async def list_mine(call: Call[None, TrailQuery, None]) -> Response:
 operations.get("/ratings/{id}", "Get a rating", {200: ENTITY}, ONE)(partial(handlers.get_one, RATINGS))
 
 
-@operations.put("/ratings/{id}", "Replace a rating", {200: ENTITY}, EDIT, body=RatingBody, description=NEEDS_WATCHED)
-@operations.patch(
-    "/ratings/{id}", "Change a rating", {200: ENTITY}, EDIT, body=RATINGS.patch, description=NEEDS_WATCHED
-)
+@operations.put("/ratings/{id}", "Replace a rating", {200: ENTITY}, EDIT, body=RATINGS.replacement)
+@operations.patch("/ratings/{id}", "Change a rating", {200: ENTITY}, EDIT, body=RATINGS.patch)
 async def edit(call: Call[ById, None, BaseModel]) -> Response:
     fields, versions = call.body.model_dump(exclude_unset=True), rendering.if_match(call)
     requires_watched = call.services.ratings_require_watched

@@ -77,7 +77,7 @@ async def get(call: Call[ById, None, None]) -> Response:
     "Replace an entry of my watchlist",
     {200: ENTRY},
     EDIT,
-    body=WatchlistBody,
+    body=WATCHLIST.replacement,
     description=WATCHED_AT,
 )
 async def replace(call: Call[ById, None, WatchlistBody]) -> Response:

@@ -21,7 +21,7 @@ from repository.generic import lists, writes
 from repository.generic.idempotency import StoredResponse
 from repository.generic.lists import ListRequest
 from repository.jobs import JobOrder
-from resources.registry import MAX_INCLUDED, children_of
+from resources.registry import MAX_INCLUDED, included_in
 from resources.resource import Link, Resource
 from routes.accounts.access import listed_account
 from routes.http import parsing, queries, rendering
@@ -107,9 +107,9 @@ async def get_by_id_or_code(resource: Resource, call: Call[queries.ByIdOrCode, N
 async def get_including(resource: Resource, call: Call[queries.ById, queries.IncludeQuery, None]) -> Response:
     found = await _find(resource, call)
     shown = dict(rendering.selected(call, found))
-    for child, parent in children_of(resource):
-        if call.query.include == child.name:
-            shown[child.name] = await lists.find_by(call.database, child, parent.column, found["id"], MAX_INCLUDED)
+    for name, (child, parent) in included_in(resource).items():
+        if name in call.query.names:
+            shown[name] = await lists.find_by(call.database, child, parent.column, found["id"], MAX_INCLUDED)
     return rendering.entity(call, found["version"], orjson.dumps(shown))
 
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 import schemas
 from repository.generic.lists import ordering_of
 from resources.jobs import Job
-from resources.registry import RESOURCES, children_of, found_model, links_to
+from resources.registry import RESOURCES, children_of, found_model, included_in, links_to
 from resources.resource import Resource
 from routes.generic import handlers, history, imports, transfers
 from routes.http import queries
@@ -158,7 +158,7 @@ def _declare_generation(made: Operations, resource: Resource) -> None:
 def _declare_single(made: Operations, resource: Resource) -> None:
     by, only = _bound_to(resource), _by_writers(resource)
     path, one, changed = f"/{resource.name}/{{id}}", resource.a_singular, {200: resource.entity}
-    included = [child.name for child, _ in children_of(resource)]
+    included = list(included_in(resource))
     get = Details(if_none_match=True, errors=(404,), members=resource.columns)
     if included:
         query = queries.include_query(resource.singular, included)
@@ -171,9 +171,9 @@ def _declare_single(made: Operations, resource: Resource) -> None:
         return
     # The name of a linked row is also in the rows that show it.
     edit = EDIT | Details(errors=(403, 404, 409, 413)) if links_to(resource) else EDIT
-    made.put(path, f"Replace {one}{only}", changed, edit, body=resource.body)(by(handlers.replace))
+    made.put(path, f"Replace {one}{only}", changed, edit, body=resource.replacement)(by(handlers.replace))
     made.patch(path, f"Change {one}{only}", changed, edit, body=resource.patch)(by(handlers.patch))
-    errors = (403, 404, 409, 413) if included or links_to(resource) else (403, 404, 413)
+    errors = (403, 404, 409, 413) if children_of(resource) or links_to(resource) else (403, 404, 413)
     made.delete(path, f"Delete {one}{only}", signed_in=True, if_match=True, errors=errors)(by(handlers.delete))
 
 

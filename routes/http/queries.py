@@ -239,12 +239,28 @@ class IncludeQuery(Parameters):
 
     include: str | None = None
 
+    @property
+    def names(self) -> Sequence[str]:
+        return self.include.split(",") if self.include is not None else ()
+
 
 def include_query(singular: str, names: Sequence[str]) -> type[IncludeQuery]:
     """Return the query model of an entity whose related rows `names` can be included."""
-    choice: Any = Literal[tuple(names)]
-    described = Field(default=None, description=f"Adds the {singular}'s {' or '.join(names)}")
-    return create_model(f"{singular.title()}IncludeQuery", __base__=IncludeQuery, include=(choice | None, described))
+    expected = f"expected one or more of {', '.join(names)}, separated by commas"
+
+    def check(text: str) -> str:
+        if not set(text.split(",")) <= set(names):
+            raise ValueError(expected)
+        return text
+
+    one = f"(?:{'|'.join(names)})"
+    described = Field(
+        default=None,
+        description=f"Adds rows that refer to the {singular}: {expected}",
+        json_schema_extra={"pattern": f"^{one}(?:,{one})*$"},
+    )
+    choice: Any = Annotated[str, AfterValidator(check)] | None
+    return create_model(f"{singular.title()}IncludeQuery", __base__=IncludeQuery, include=(choice, described))
 
 
 # --- bodies

@@ -71,7 +71,7 @@ MOVIE_FAULTS: dict[str, list[Any]] = {
     "actors": [{"name": "Alida Valli"}, list(range(1, 22))],
     "user_id": [1],
     "id": [1],
-    "version": [1],
+    "version": ["1", True],
     "characters_count": [7],
     "comments_count": [7],
     "created_at": ["2000-01-01T00:00:00Z"],

@@ -51,8 +51,10 @@ async def test_every_kind_of_list_and_entity_takes_fields(service: Service) -> N
         ids |= {name: (await alice.add(name))["id"] for name in ("movies", "characters")}
         text = {"text": "Splendid"}
         comment = await ok(alice.http.post(f"/movies/{ids['movies']}/comments", json=text), 201)
-        ids |= {"comments": comment["id"]}
-        taking = [operation for operation in OPERATIONS if operation.members]
+        rating = await ok(chief.http.post(f"/movies/{ids['movies']}/ratings", json={"score": 9}), 201)
+        entry = await ok(chief.http.post("/watchlist", json={"movie_id": ids["movies"]}), 201)
+        ids |= {"comments": comment["id"], "ratings": rating["id"], "watchlist": entry["id"]}
+        taking = [each for each in OPERATIONS if each.members and each.media_type == "application/json"]
         tags = {each.path: "movies" if each.path.startswith("/movies/{id}") else each.tag for each in taking}
         paths = {each.path.format(id=ids[tags[each.path]], user_id=alice.id, username=alice.name) for each in taking}
         assert {"/jobs", "/users", "/users/nonAdmin", "/users/me", "/auth/sessions", "/admin/audit"} <= paths

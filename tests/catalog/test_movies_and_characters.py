@@ -399,5 +399,15 @@ async def test_a_movie_includes_its_characters_on_request(service: Service) -> N
         answer = await alice.http.get(f"/movies/{movie['id']}?include=characters")
         assert answer.json() == {**movie, "characters": cast}
         assert answer.headers["etag"] != (await alice.http.get(f"/movies/{movie['id']}")).headers["etag"]
-        assert (await alice.http.get(f"/movies/{movie['id']}?include=actors")).status_code == 422
+        comment = await ok(alice.http.post(f"/movies/{movie['id']}/comments", json={"text": "Zither!"}), 201)
+        rating = await ok(alice.http.post(f"/movies/{movie['id']}/ratings", json={"score": 9}), 201)
+        await ok(alice.http.post("/watchlist", json={"movie_id": movie["id"]}), 201)
+        movie |= {"comments_count": 1, "average_rating": 9.0, "ratings_count": 1}
+        included = await ok(alice.http.get(f"/movies/{movie['id']}?include=ratings,characters,comments"))
+        assert included == {**movie, "characters": cast, "comments": [comment], "ratings": [rating]}
+        assert "comments" not in await ok(alice.http.get(f"/movies/{movie['id']}?include=characters,ratings"))
+        for names in ("actors", "characters,", "characters,actors", "watchlist", ""):
+            answer = await alice.http.get(f"/movies/{movie['id']}?include={names}")
+            assert_problem(answer, 422, ["query", "include"])
+            assert "one or more of characters, comments, ratings" in answer.json()["detail"][0]["msg"]
         assert (await alice.http.get(f"/characters/{cast[0]['id']}?include=characters")).status_code == 422

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import pytest
 from sqlalchemy import insert, text, update
 
 import models
-from core.errors import Conflict, Unauthenticated
+from core.errors import Conflict, NotFound, Unauthenticated
 from core.identity import Group, Identity
 from core.times import utc_now
 from repository.accounts import sessions
@@ -22,15 +23,15 @@ from repository.community import averages, ratings
 from repository.engine import event_log
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
-from repository.generic import parts, writes
+from repository.generic import relations, rows, writes
 from resources.movies import MOVIES
 from resources.ratings import average_of
 from tests.conftest import Places
 from tests.support import accounts
-from tests.support.backends import SQLITE_ONLY
+from tests.support.backends import POSTGRES_ONLY, SQLITE_ONLY
 from tests.support.requests import assert_problem, ok
 from tests.support.resources import links, locations, moderator, nothing_written, sql, watching
-from tests.support.service import Person, Service, Watcher
+from tests.support.service import Person, Service, Watcher, eventually
 from tests.support.sockets import rows_of, subscribed
 
 Row = dict[str, Any]
@@ -436,7 +437,7 @@ async def test_a_vote_of_a_user_whose_session_has_ended_is_refused(database: Dat
 async def test_a_movie_with_too_many_ratings_is_not_deleted(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(parts, "MAX_DELETED_PARTS", 2)
+    monkeypatch.setattr(relations, "MAX_RELEASED_CHILDREN", 2)
     voters = [await accounts.account(database, f"holly{number}") for number in range(3)]
     identity = Identity(voters[0], Group.ADMIN, time.time() + 60, "", "holly")
 
@@ -448,3 +449,47 @@ async def test_a_movie_with_too_many_ratings_is_not_deleted(
         await writes.remove(tx, MOVIES, identity, movie["id"], None)
 
     assert await accounts.outcome(database.write(work)) is Conflict
+
+
+@POSTGRES_ONLY
+async def test_changing_a_rating_takes_turns_with_deleting_its_movie(database: Database) -> None:
+    voter = await accounts.account(database, "holly")
+    admin = Identity(voter, Group.ADMIN, time.time() + 60, "", "holly")
+    runs: list[str] = []
+
+    async def change(kind: str, movie: Row, rating_id: int) -> Any:
+        async def work(tx: Transaction) -> None:
+            runs.append(kind)
+            if kind == "edit":
+                await ratings.edit(tx, admin, rating_id, {"score": 6}, None, requires_watched=False)
+            elif kind == "remove":
+                await ratings.remove(tx, admin, rating_id, None)
+            else:
+                await ratings.remove_own(tx, admin, movie["id"], None)
+
+        return await accounts.outcome(database.write(work))
+
+    async def waits() -> bool:
+        query = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        return bool((await database.select(text(query)))[0][0])
+
+    async def turns(kind: str) -> None:
+        runs.clear()
+        movie = await database.write(a_movie)
+        vote = partial(ratings.vote, identity=admin, movie_id=movie["id"], score=5, requires_watched=False)
+        rating_id = (await database.write(vote)).stored.id
+        tasks: list[asyncio.Task[Any]] = []
+
+        async def delete(tx: Transaction) -> None:
+            runs.append("delete")
+            await rows.fetch_locked(tx, MOVIES.table, [movie["id"]])
+            tasks.append(asyncio.create_task(change(kind, movie, rating_id)))
+            await eventually(waits, "the change of the rating waits")
+            await writes.remove(tx, MOVIES, admin, movie["id"], None)
+
+        await database.write(delete)
+        assert await tasks[0] is NotFound
+        assert runs == ["delete", kind], "no transaction ran into a deadlock"
+
+    for kind in ("edit", "remove", "remove_own"):
+        await turns(kind)

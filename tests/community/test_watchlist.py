@@ -14,7 +14,7 @@ from core.identity import Group, Identity
 from repository.community import watchlist
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
-from repository.generic import parts, writes
+from repository.generic import relations, writes
 from resources.movies import MOVIES
 from tests.support import accounts
 from tests.support.backends import SQLITE_ONLY
@@ -150,7 +150,7 @@ async def test_invalid_requests_name_every_problem(service: Service) -> None:
         names = ("movie_id", "status", "notes", "stars")
         assert sorted(locations(answer)) == sorted([*(["body", name] for name in names), ["query", "x"]])
         assert_problem(await alice.http.post("/watchlist", json={}), 422, ["body", "movie_id"])
-        for body in ({"status": None}, {"movie_id": None}, {"status": "Planned"}, {"watched_at": None}):
+        for body in ({"status": None}, {"movie_id": None}, {"status": "Planned"}, {"watched_at": 5}):
             assert_problem(await alice.http.patch("/watchlist/1", json=body), 422, ["body", next(iter(body))])
         answer = await alice.http.get("/watchlist?status=seen&sort=-state&status[in]=planned,x&limit=x")
         assert {loc[1] for loc in locations(answer)} == {"status", "sort", "status[in]", "limit"}
@@ -280,7 +280,7 @@ async def test_watchlists_and_what_a_deletion_takes_along_are_bounded(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watchlist, "MAX_ENTRIES", 2)
-    monkeypatch.setattr(parts, "MAX_DELETED_PARTS", 3)
+    monkeypatch.setattr(relations, "MAX_RELEASED_CHILDREN", 3)
     users = [await accounts.account(database, f"holly{number}") for number in range(2)]
 
     async def movies(tx: Transaction) -> list[int]:

@@ -29,6 +29,7 @@ from repository.generic import lists, writes
 from repository.generic.snapshots import SOURCES, read_page
 from resources.accounts.fields import USER_FIELDS
 from resources.characters import CHARACTERS
+from resources.comments import COMMENTS
 from resources.movies import MOVIES
 from resources.topics import TOPIC_FIELDS
 from tests.conftest import Places
@@ -350,6 +351,17 @@ async def test_the_database_and_the_hub_match_the_same_booleans(database: Databa
 
 def texts_of(topic: str) -> list[filters.Field]:
     return [field for field in TOPIC_FIELDS[topic].values() if field.kind is FieldType.TEXT]
+
+
+def test_a_column_that_an_older_event_lacks_counts_as_null() -> None:
+    values: dict[FieldType, Any] = {FieldType.INTEGER: 5, FieldType.DECIMAL: 5.5, FieldType.BOOLEAN: True}
+    values |= {FieldType.DATE: "1999-12-31", FieldType.TIME: "1999-12-31T23:59:59Z"}
+    for field in {**MOVIES.fields, **COMMENTS.fields}.values():
+        value = values.get(field.kind, "x")
+        for op in filters.OPERATORS[field.kind]:
+            one, problems = parse_json({field.name: {op: [value] if op is Op.IN else value}}, {field.name: field})
+            assert not problems
+            assert filters.matcher_of(one)({}) is (op is Op.NE), (field, op)
 
 
 def test_every_field_type_has_operators_and_an_error_text() -> None:

@@ -95,6 +95,7 @@ async def test_names_and_countries_of_movies_become_links(
         assert (await ok(chief.http.get("/languages?name=Klingon"))) == []
         added = await ok(chief.http.post("/languages", json={"code": None, "name": "Klingon"}), 201)
         assert added["id"] == last + 1
+        assert (await chief.add())["id"] > movie["id"], "no id is used again"
     service.stop()
     await database.close()
 

@@ -237,7 +237,7 @@ def thinned(document: dict[str, Any]) -> dict[str, Any]:
         for name, values in BEYOND_SCHEMAS.items():
             if title not in ("User", "Profile", "LoginBody", "TokenForm") and name in schema.get("properties", {}):
                 schema["properties"][name] = {"enum": values}
-    for title in ("MovieBody", "MoviePatch", "MovieBulkPatch"):
+    for title in ("MovieBody", "MovieReplacement", "MoviePatch", "MovieBulkPatch"):
         members = found["components"]["schemas"][title]["properties"]
         members |= {name: {"enum": values} for name, values in LINKED.items()}
     seen: set[bytes] = set()
