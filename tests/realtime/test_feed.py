@@ -441,7 +441,7 @@ async def test_a_replaced_log_is_read_before_a_position_in_it_is_checked(
 
 
 async def test_no_task_of_a_feed_outlives_it(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def never(database: Database) -> Head:
+    async def never(database: Database, seq: int) -> tuple[Head, event_log.Mark | None]:
         await asyncio.Event().wait()
         raise AssertionError
 
@@ -449,7 +449,7 @@ async def test_no_task_of_a_feed_outlives_it(database: Database, monkeypatch: py
         return [task.get_name() for task in asyncio.all_tasks() if task.get_name().startswith("feed-")]
 
     async with following(database) as (followed, _):
-        monkeypatch.setattr(event_log, "head", never)
+        monkeypatch.setattr(event_log, "head_and_mark", never)
         waiting = [asyncio.create_task(followed.reach_head())]
         await eventually(lambda: followed._current_head_read is not None, "the head is being read")
         waiting.append(asyncio.create_task(followed.reach_head()))
