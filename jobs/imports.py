@@ -258,8 +258,8 @@ class ImportJob:
         )
         problems += [RowProblem(allowed[place].line, each.column, each.message) for place, each in refused.items()]
         good = [row for place, row in enumerate(allowed) if place not in refused]
-        good, unlinkable = await self._edited_if_linked(tx, identity, good, found)
-        return Stored(updated=len(good), problems=(*problems, *unlinkable))
+        edited, unlinkable = await self._edited_if_linked(tx, identity, good, found)
+        return Stored(updated=len(edited), problems=(*problems, *unlinkable))
 
     async def _edited_if_linked(
         self, tx: Transaction, identity: Identity, given: Sequence[Row], found: Mapping[int, Any]

@@ -81,6 +81,7 @@ async def _bounded_log(database: Database) -> AsyncIterator[None]:
     loop = asyncio.get_running_loop()
     log_bytes = database.log_bytes()
     limit = asyncio.timeout(None)
+    timer: asyncio.TimerHandle
 
     def check() -> None:
         nonlocal timer
