@@ -33,7 +33,7 @@ from services.transfers.reading import Record, records
 
 CHUNK_BYTES = 512 * 1024  # at least the longest record
 CHUNK_ROWS = 2_000  # as many as fit into two events
-MAX_ATTEMPTS = 10  # to store the rows of a chunk, without those that an attempt refuses
+ATTEMPTS = 10  # to store the rows of a chunk, without those that an attempt refuses
 
 _RESOURCES = {f"{KIND}{resource.name}": resource for resource in RESOURCES if resource.transferred}
 
@@ -267,7 +267,7 @@ class ImportJob:
         """Edit the rows that name existing rows. Return them, and the problems of the others."""
         good, problems = given, list[RowProblem]()
         # If several rows have the same id, only the last one is checked, so there may be several attempts.
-        for _ in range(MAX_ATTEMPTS):
+        for _ in range(ATTEMPTS):
             edits = [(row.id, row.fields) for row in good if row.id is not None]
             if not edits:
                 return good, problems
