@@ -8,6 +8,7 @@ state. Not thread-safe: use it only from the event loop.
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -33,6 +34,7 @@ class Stopping:
         self.on_stop: list[Callable[[], None]] = []
         self._begun = asyncio.Event()
         self._limits: set[asyncio.Timeout] = set()
+        self.due = math.inf  # the time of the event loop when the grace of a shutdown that has begun ends
 
     @property
     def is_stopping(self) -> bool:
@@ -47,6 +49,7 @@ class Stopping:
         if self.is_stopping:
             return
         self.drain()
+        self.due = asyncio.get_running_loop().time() + GRACE_SECONDS
         self._begun.set()
         for limit in self._limits:
             _shorten(limit)

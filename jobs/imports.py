@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from core.errors import ContentTooLarge, Forbidden, Problem
+from core.errors import ContentTooLarge, Forbidden, InvalidInput, Problem
 from core.identity import Identity
 from repository import jobs
 from repository.engine.database import Database
@@ -32,6 +33,7 @@ from services.transfers.reading import Record, records
 
 CHUNK_BYTES = 512 * 1024  # at least the longest record
 CHUNK_ROWS = 2_000  # as many as fit into two events
+ATTEMPTS = 10  # to store the rows of a chunk, without those that an attempt refuses
 
 _RESOURCES = {f"{KIND}{resource.name}": resource for resource in RESOURCES if resource.transferred}
 
@@ -192,8 +194,8 @@ class ImportJob:
                 continue
             if problem is None:
                 return stored, None
-            where = f"line {problem.line}" + (f", {problem.field}" if problem.field else "")
-            return replace(stored, problems=(problem,)), f"Stopped at {where}: {problem.reason}"
+            # Everyone can see the job, but not its report, so the reason is only in the report.
+            return replace(stored, problems=(problem,)), f"Stopped at line {problem.line}; the report says why"
 
     async def _apply(self, tx: Transaction, identity: Identity, given: Sequence[Row]) -> Stored:
         if not self._progress.is_dry_run:
@@ -256,10 +258,36 @@ class ImportJob:
         )
         problems += [RowProblem(allowed[place].line, each.column, each.message) for place, each in refused.items()]
         good = [row for place, row in enumerate(allowed) if place not in refused]
-        edits = [(row.id, row.fields) for row in good if row.id is not None]
-        if edits:
-            await writes.edit_bulk(tx, resource, identity, edits)
-        return Stored(updated=len(edits), problems=tuple(problems))
+        edited, unlinkable = await self._edited_if_linked(tx, identity, good, found)
+        return Stored(updated=len(edited), problems=(*problems, *unlinkable))
+
+    async def _edited_if_linked(
+        self, tx: Transaction, identity: Identity, given: Sequence[Row], found: Mapping[int, Any]
+    ) -> tuple[Sequence[Row], Sequence[RowProblem]]:
+        """Edit the rows that name existing rows. Return them, and the problems of the others."""
+        good, problems = given, list[RowProblem]()
+        # If several rows have the same id, only the last one is checked, so there may be several attempts.
+        for _ in range(ATTEMPTS):
+            edits = [(row.id, row.fields) for row in good if row.id is not None]
+            if not edits:
+                return good, problems
+            try:
+                async with tx.savepoint():
+                    await writes.edit_bulk(tx, self._resource, identity, edits)
+                return good, problems
+            except InvalidInput:
+                fields = [row.fields for row in good]
+                before = [found[id_] for id_, _ in edits]
+                refused = await writes.unlinkable(tx, self._resource, identity, fields, before)
+                if not refused:
+                    raise
+                problems += [
+                    RowProblem(good[place].line, each.column, each.message)
+                    for place, reasons in refused.items()
+                    for each in reasons
+                ]
+                good = [row for place, row in enumerate(good) if place not in refused]
+        raise ContentTooLarge("Expected fewer rows")  # the next chunk is smaller
 
 
 class _Undone(Exception):

@@ -32,7 +32,7 @@ from realtime.feed.feed import PAGE_BYTES, Feed, PositionTooOld
 from realtime.feed.positions import LOG_REPLACED, TOO_OLD
 from realtime.wire import frames
 from realtime.wire.frames import Frames
-from realtime.wire.room import Room
+from realtime.wire.room import PAUSE_SECONDS, Room
 from realtime.wire.writer import Writer
 from repository.engine.events import Head
 from repository.generic.snapshots import Beginning
@@ -191,7 +191,7 @@ class Subscription:
         while True:
             try:
                 # Wait first, so that nothing is read for a socket that has no room.
-                await self._wait_for_room(begins_page=True)
+                await self._wait_for_page()
                 try:
                     has_sent = await (self._send_rows() if self._has_rows_to_send else self._send_page())
                 finally:
@@ -246,10 +246,23 @@ class Subscription:
         self._reserved = size
         self.room.hold(self)
 
-    async def _wait_for_room(self, *, begins_page: bool = False) -> None:
+    async def _wait_for_page(self) -> None:
+        """Wait until the socket has room and few enough bytes wait for all sockets of the client. Reserve PAGE_BYTES.
+
+        `room.turn` is not held while the client must read from other sockets first: the subscriptions of this socket
+        that have reserved a page need it to send the page. Raises TooSlow.
+        """
+        async with self.room.page_turn:
+            while True:
+                await self._wait_for_room()
+                if not self.room.is_full():
+                    self._reserve(PAGE_BYTES)
+                    return
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _wait_for_room(self) -> None:
         """Wait until the socket has room. The caller must write before it yields to the event loop.
 
-        Before a page is read, also wait until fewer bytes wait for all sockets of the client, and reserve PAGE_BYTES.
         Raises TooSlow when the socket has accepted no data for SLOW_CLIENT_SECONDS.
         """
         async with self.room.turn:
@@ -258,10 +271,6 @@ class Subscription:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(PROGRESS_CHECK_SECONDS):
                         await self.writer.drained()
-                        since = time.monotonic()
-                        if begins_page:
-                            await self.room.wait()
-                            self._reserve(PAGE_BYTES)
                         return
                 if self.writer.taken() > taken:
                     taken, since = self.writer.taken(), time.monotonic()

@@ -11,18 +11,19 @@ import asyncio
 from core.network.unsent import Buffer, UnsentBytes
 from realtime.wire.writer import Writer
 
-PAUSE_SECONDS = 0.25
+PAUSE_SECONDS = 0.25  # the pause until a full socket checks again whether its client has read enough
 
 
 class Room:
     """The room of one socket. `client` is the address or network that its bytes are counted for; see
     `core.network.unsent`.
 
-    Only one subscription of a socket may wait for room at a time: it holds `turn`.
+    Only one subscription of a socket may wait for room at a time: it holds `turn`. Only one may wait to begin a page:
+    it holds `page_turn`, and takes `turn` after that.
     """
 
     def __init__(self, writer: Writer, unsent: UnsentBytes[Buffer] | None = None, client: str = "") -> None:
-        self.turn = asyncio.Lock()
+        self.turn, self.page_turn = asyncio.Lock(), asyncio.Lock()
         self.client = client
         self._writer = writer
         self._unsent = unsent if unsent is not None else UnsentBytes()
@@ -55,12 +56,6 @@ class Room:
             self._unsent.forget(self.client, buffer)
         else:
             self._unsent.count(self.client, buffer)
-
-    async def wait(self) -> None:
-        """Wait until fewer bytes wait for the sockets of the client, and until the socket has room."""
-        while self.is_full():
-            await asyncio.sleep(PAUSE_SECONDS)
-            await self._writer.drained()
 
     def close(self, buffer: Buffer) -> None:
         """Stop counting the socket and the other buffer, now and in the future."""

@@ -59,7 +59,7 @@ class Transaction:
     writer: Identity | None = None
     drafts: list[Draft] = field(default_factory=list)
     size: int = 0  # the total size of the drafts, in bytes
-    max_size: int = MAX_TRANSACTION_BYTES
+    max_size: int = field(default_factory=lambda: MAX_TRANSACTION_BYTES)
     on_position: list[Callable[[Head], Awaitable[None]]] = field(default_factory=list)
     lock_waits: LockWaits = field(default_factory=LockWaits)
     newest: Newest = field(default_factory=Newest)

@@ -317,6 +317,14 @@ async def edit_bulk(
     return BulkResult(done.encoded, [entity_id for entity_id in merged if entity_id not in found])
 
 
+async def unlinkable(
+    tx: Transaction, resource: Resource, identity: Identity, edits: Sequence[Row], rows_before: Sequence[Row]
+) -> Mapping[int, Sequence[Refusal]]:
+    """Return why `edit_bulk` would refuse edits because of the linked rows that they name, by their positions."""
+    adder = _adder(tx, resource, identity)
+    return (await links.resolve(tx, resource, edits, edits=rows_before, add=adder)).refused
+
+
 @dataclass(frozen=True, slots=True)
 class _Edited:
     """The rows that a bulk edit changes, before and after. `encoded_before` holds their former values.

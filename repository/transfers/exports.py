@@ -33,6 +33,8 @@ BATCH_ROWS = 500
 IDLE_SECONDS = 60
 # SQLite's log may grow by this much during an export. Checkpoints copy the log to the file, but cannot empty it.
 MAX_LOG_GROWTH_BYTES = 512 * 1024 * 1024
+LOG_CHECK_SECONDS = 1.0
+TOO_MANY_WRITES = "Too many rows were written during the export; try again when fewer are written"
 
 Batch = Sequence[Sequence[Any]]  # rows in the form that the driver returns
 
@@ -52,7 +54,7 @@ async def opened(database: Database, resource: Resource, request: ListRequest) -
     The block must end within EXPORT_SECONDS. Raises Unavailable, also from the iterator.
     """
     database.schema.require()
-    async with database.read(Lane.EXPORT, seconds=EXPORT_SECONDS) as connection:
+    async with _bounded_log(database), database.read(Lane.EXPORT, seconds=EXPORT_SECONDS) as connection:
         driver: Any = (await connection.get_raw_connection()).driver_connection
         if database.is_sqlite:
             await driver.execute("BEGIN")
@@ -73,6 +75,33 @@ async def opened(database: Database, resource: Resource, request: ListRequest) -
                 await driver.rollback()
 
 
+@asynccontextmanager
+async def _bounded_log(database: Database) -> AsyncIterator[None]:
+    """Cancel the block and raise Unavailable when SQLite's log has grown too much, however slowly the client reads."""
+    loop = asyncio.get_running_loop()
+    log_bytes = database.log_bytes()
+    limit = asyncio.timeout(None)
+    timer: asyncio.TimerHandle
+
+    def check() -> None:
+        nonlocal timer
+        if database.log_bytes() - log_bytes > MAX_LOG_GROWTH_BYTES:
+            limit.reschedule(loop.time())
+        else:
+            timer = loop.call_later(LOG_CHECK_SECONDS, check)
+
+    timer = loop.call_later(LOG_CHECK_SECONDS, check)
+    try:
+        async with limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise Unavailable(TOO_MANY_WRITES) from error
+    finally:
+        timer.cancel()
+
+
 async def _batches(
     database: Database, connection: AsyncConnection, resource: Resource, request: ListRequest
 ) -> AsyncGenerator[Batch, None]:
@@ -84,7 +113,7 @@ async def _batches(
     async with connection.stream(query) as found:
         async for batch in found.partitions():
             if database.log_bytes() - log_bytes > MAX_LOG_GROWTH_BYTES:
-                raise Unavailable("Too many rows were written during the export; try again when fewer are written")
+                raise Unavailable(TOO_MANY_WRITES)
             yield batch
 
 

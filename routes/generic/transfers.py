@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Literal
 
@@ -63,5 +64,10 @@ async def export(resource: Resource, call: Call[None, ExportQuery, None]) -> Res
 
 def _preferred(accept: str) -> Format:
     weights = weights_of(accept)
-    csv, ndjson = (weights.get(MEDIA_TYPES[each], 0.0) for each in (Format.CSV, Format.NDJSON))
+    csv, ndjson = (_weight(MEDIA_TYPES[each], weights) for each in (Format.CSV, Format.NDJSON))
     return Format.CSV if csv > ndjson else Format.NDJSON
+
+
+def _weight(media_type: str, weights: Mapping[str, float]) -> float:
+    ranges = (media_type, f"{media_type.partition('/')[0]}/*", "*/*")
+    return next((weights[name] for name in ranges if name in weights), 0.0)

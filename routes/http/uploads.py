@@ -5,6 +5,7 @@ The file's name and declared media type are ignored.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
@@ -71,20 +72,33 @@ def require_media_type(request: Request, expected: Sequence[str], limit: int) ->
 
 
 async def stream(request: Request, limit: int) -> AsyncIterator[bytes]:
-    """Yield the body in parts. Raises ContentTooLarge, RequestTimeout, and Unavailable on shutdown."""
+    """Yield the body in parts. Raises ContentTooLarge, RequestTimeout, and Unavailable on shutdown.
+
+    The time limit includes the time that the caller takes for each part, but only waiting for a part is interrupted.
+    """
     stopping: Stopping = request.state.stopping
+    loop = asyncio.get_running_loop()
+    due = loop.time() + FILE_SECONDS
+    parts = request.stream()
     size = 0
-    try:
-        async with stopping.timeout(FILE_SECONDS):
-            async for part in request.stream():
-                size += len(part)
-                if size > limit:
-                    raise ContentTooLarge(f"Expected a body of at most {limit} bytes")
-                yield part
-    except TimeoutError:
+    while True:
         if stopping.is_stopping:
-            raise Unavailable("The service is stopping and has done nothing; send the request again") from None
-        raise RequestTimeout(f"Expected the whole file within {FILE_SECONDS:g} seconds") from None
+            due = min(due, stopping.due)
+        try:
+            async with stopping.timeout(due - loop.time()):
+                part = await anext(parts, None)
+            if part is not None and loop.time() > due:  # a part that has arrived already is received without waiting
+                raise TimeoutError
+        except TimeoutError:
+            if stopping.is_stopping:
+                raise Unavailable("The service is stopping and has done nothing; send the request again") from None
+            raise RequestTimeout(f"Expected the whole file within {FILE_SECONDS:g} seconds") from None
+        if part is None:
+            return
+        size += len(part)
+        if size > limit:
+            raise ContentTooLarge(f"Expected a body of at most {limit} bytes")
+        yield part
 
 
 def media_types(form: type[BaseModel]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ ignored.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from services.transfers.reading import Record
 
 MAX_PROBLEMS_OF_ROW = 10
 MAX_REASON_LENGTH = 300
+_INTEGER = re.compile(r"-?[0-9]{1,19}")
 
 
 class RowProblem(NamedTuple):
@@ -109,7 +111,7 @@ class Checker:
             elif kind is FieldType.TEXT:
                 values[name] = unsafe(cell) if self._is_safe else cell
             elif kind is FieldType.INTEGER:
-                values[name] = int(cell) if cell.lstrip("-").isdecimal() and len(cell) < 20 else cell
+                values[name] = int(cell) if _INTEGER.fullmatch(cell) else cell
             elif kind in _CELLS:
                 values[name] = _CELLS[kind](cell)
             else:

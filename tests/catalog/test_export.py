@@ -93,6 +93,9 @@ async def test_an_export_takes_the_filters_the_search_and_the_order_of_the_list(
             assert objects(await alice.http.get(f"/{name}/export?id=0")) == []
             answer = await alice.http.get(f"/{name}/export?id=0&format=csv&fields=id,name")
             assert answer.content == b"id,name\r\n"
+        for accept in ("text/*", "text/csv, */*;q=0.9"):
+            answer = await alice.http.get("/genres/export?id=0", headers={"Accept": accept})
+            assert answer.headers["Content-Type"].startswith("text/csv"), accept
         head = await alice.http.head("/movies/export?format=csv")
         assert (head.content, "Stream-Position" in head.headers) == (b"", True)
         packed = await alice.http.get(f"/movies/export?user_id={alice.id}", headers={"Accept-Encoding": "gzip"})
@@ -155,6 +158,16 @@ async def test_an_export_ends_at_its_deadline_and_when_the_log_grows(
             await add(database, 3_000)
             with pytest.raises(Unavailable, match="Too many rows were written"):
                 await anext(export.batches)
+        monkeypatch.setattr(exports, "LOG_CHECK_SECONDS", 0.05)
+
+        async def read_slowly() -> None:
+            async with exports.opened(database, MOVIES, ListRequest()) as export:
+                await anext(export.batches)
+                await add(database, 3_000)
+                await asyncio.sleep(10)
+
+        with pytest.raises(Unavailable, match="Too many rows were written"):
+            await read_slowly()
     async with exports.opened(database, MOVIES, ListRequest()) as export:
         assert await anext(export.batches), "the connections can be used again"
 

@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterable
@@ -13,21 +14,27 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, get_args
 
 import pytest
+from starlette.requests import Request
 
+from core.errors import RequestTimeout
 from core.identity import Group, Identity
+from core.stopping import Stopping
 from jobs.runner import Runner
 from repository import jobs
 from repository.engine import transaction
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
+from repository.generic import writes
 from repository.jobs import JobOrder
 from repository.transfers import imports
 from repository.transfers.imports import ImportOrder
 from resources.jobs import Kind
 from resources.movies import MOVIES
 from resources.registry import RESOURCES
+from resources.resource import Resource
+from routes.http import uploads
 from services.transfers.checking import Checker, Row
-from services.transfers.formats import Format
+from services.transfers.formats import BOM, Format
 from services.transfers.reading import MAX_RECORD_BYTES, Record, records
 from tests.support.accounts import account
 from tests.support.backends import SQLITE_ONLY
@@ -180,7 +187,7 @@ async def test_a_dry_run_stores_nothing_and_an_import_stops_at_a_problem(service
         assert await mine(alice, "characters") == []
         job, problems, counts = await imported(alice, rows, "?on_error=stop", "characters")
         assert (job["state"], job["done"], problems) == ("failed", 2, [(3, "movie_id")])
-        assert job["error"].startswith("Stopped at line 3, movie_id: There is no movie")
+        assert job["error"] == "Stopped at line 3; the report says why", "everyone can see the job"
         assert counts == counts_of(added=1, failed=1, state="failed", error=job["error"])
         assert [row["name"] for row in await mine(alice, "characters")] == ["x"]
 
@@ -358,8 +365,35 @@ def test_an_unclosed_quote_hides_no_later_line() -> None:
     found = read(content)
     assert [(each.line, each.values) for each in found][:3] == [(1, ["title"]), (2, None), (3, ["next"])]
     assert len(found) == 13
-    long = b'title\n"open\n' + b"row\n" * MAX_RECORD_BYTES
-    assert len(read(long, size=512 * 1024)) == MAX_RECORD_BYTES + 2
+    long = b'title\n"open\n' + b"row\n" * (MAX_RECORD_BYTES // 2)
+    assert len(read(long, size=512 * 1024)) == MAX_RECORD_BYTES // 2 + 2
+
+
+@pytest.mark.parametrize("end", [b"", b'"\n', b'"x\n', b"y" * (2 * MAX_RECORD_BYTES) + b"\n"])
+def test_quotes_are_read_in_linear_time_and_alike_in_pieces_of_any_size(end: bytes) -> None:
+    """Each of these lines opens a quote, whether the line before it is in quotes or not."""
+    lines = MAX_RECORD_BYTES // 4
+    content = b"title,x\n" + b'a","\n' * lines + end
+    started = time.process_time()
+    found = read(content)
+    assert time.process_time() - started < 10, "it would take minutes to read on from each line"
+    unclosed = f"Expected a closing quote within {MAX_RECORD_BYTES} bytes"
+    assert [each.problem for each in found[1 : lines // 5]] == [unclosed] * (lines // 5 - 1)
+    in_pieces = read(content, size=300 * 1024)
+    shown = [
+        [(each.line, each.values) for each in every if each.values or each.problem] for every in (found, in_pieces)
+    ]
+    assert shown[0] == shown[1]
+
+
+def test_a_record_that_is_too_long_hides_no_later_line() -> None:
+    content = b'title\n"open\n' + b"row\n" * (MAX_RECORD_BYTES // 2) + b'"\n'
+    for size in (512 * 1024, 2**24):
+        assert sum(each.values == ["row"] for each in read(content, size=size)) == MAX_RECORD_BYTES // 2
+
+
+def test_a_file_with_nothing_but_a_byte_order_mark_has_no_rows() -> None:
+    assert [(each.line, each.next_line, each.values) for each in read(BOM, Format.NDJSON)] == [(1, 2, None)]
 
 
 def test_cells_become_values() -> None:
@@ -369,6 +403,10 @@ def test_cells_become_values() -> None:
     assert (row.id, row.fields["title"], row.fields["rating"], row.fields["genres"]) == (None, "=x", 50, ["a"])
     changed = checker.check(Record(2, 3, 9, ["5", "y", "", "", "7"]))
     assert changed == Row(2, 5, {"title": "y", "rating": None, "genres": []})
+    for cell in ("--5", "-", "1e1", "5.0", "\u0665", " 5", "9" * 30):
+        problems = checker.check(Record(2, 3, 9, ["", "y", cell, "[]", ""]))
+        assert isinstance(problems, list)
+        assert [problem.field for problem in problems] == ["rating"], cell
 
 
 def test_every_transferred_resource_has_a_kind_of_job() -> None:
@@ -378,13 +416,36 @@ def test_every_transferred_resource_has_a_kind_of_job() -> None:
 # --- a runner without a service
 
 
-async def ordered(database: Database, content: bytes) -> str:
+async def identity(database: Database) -> Identity:
+    return Identity(await account(database, "alice"), Group.USER, 2.0**40, "a session", None)
+
+
+async def run(
+    database: Database, me: Identity, content: bytes, columns: tuple[str, ...] = ("title", "description")
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Import movies from CSV. Return the counts of the report, and the problems."""
+    job_id = await ordered(database, me, content, columns)
+    runner = Runner(database)
+    running = asyncio.create_task(runner.run())
+
+    async def has_ended() -> bool:
+        job = await jobs.find(database, job_id)
+        return job is not None and job["state"] == "done"
+
+    await eventually(has_ended, "the import has ended")
+    runner.stop()
+    await running
+    report = await imports.report(database, job_id)
+    assert report is not None
+    return report.counts, [json.loads(line) for line in report.problems.splitlines()]
+
+
+async def ordered(database: Database, me: Identity, content: bytes, columns: tuple[str, ...]) -> str:
     """Queue an import of movies from CSV, and return the id of its job."""
     job_id = str(uuid.uuid4())
     await imports.store_part(database, job_id, 0, zlib.compress(content))
-    me = Identity(await account(database, "alice"), Group.USER, 2.0**40, "a session", None)
     job = JobOrder("import_movies", content.count(b"\n"), seed=0, batch_size=1, rate=None)
-    details = ImportOrder("csv", ("title", "description"), False, False, False, len(content), 0)
+    details = ImportOrder("csv", columns, False, False, False, len(content), 0)
 
     async def work(tx: Transaction) -> None:
         await jobs.create(tx, me, job, None, job_id=job_id)
@@ -399,22 +460,51 @@ async def test_a_chunk_that_is_too_large_for_one_transaction_is_divided(
 ) -> None:
     monkeypatch.setattr(transaction, "MAX_TRANSACTION_BYTES", 20_000)
     huge = csv_of(["y", "x" * 9_900 * 2])[:-2] + b"\r\n"
-    job_id = await ordered(database, many(200) + csv_of(["y", "\u00e9" * 9_990]) + csv_of(["z", "last"]) + huge)
-    runner = Runner(database)
-    running = asyncio.create_task(runner.run())
-
-    async def has_ended() -> bool:
-        job = await jobs.find(database, job_id)
-        return job is not None and job["state"] == "done"
-
-    await eventually(has_ended, "the import has ended")
-    runner.stop()
-    await running
-    report = await imports.report(database, job_id)
-    assert report is not None
-    assert (report.counts["added"], report.counts["failed"]) == (201, 2)
-    assert [json.loads(line)["field"] for line in report.problems.splitlines()] == ["", "description"]
+    content = many(200) + csv_of(["y", "\u00e9" * 9_990]) + csv_of(["z", "last"]) + huge
+    counts, problems = await run(database, await identity(database), content)
+    assert (counts["added"], counts["failed"]) == (201, 2)
+    assert [problem["field"] for problem in problems] == ["", "description"]
     assert await imports.discard_unused(database, datetime.now(UTC)) == 0, "the runner has deleted the file"
+
+
+async def test_rows_that_name_unknown_rows_are_refused_together(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    me, attempts, edit_bulk = await identity(database), list[int](), writes.edit_bulk
+
+    async def counted(tx: Transaction, resource: Resource, by: Identity, edits: Any) -> Any:
+        attempts.append(len(edits))
+        return await edit_bulk(tx, resource, by, edits)
+
+    monkeypatch.setattr(writes, "edit_bulk", counted)
+    await database.write(lambda tx: writes.store(tx, MOVIES, [{"title": "old"}] * 300, me.user_id))
+    rows = [(n, "new", '["Unknown"]' if n % 3 else "") for n in range(1, 301)]
+    counts, problems = await run(database, me, csv_of(("id", "title", "genres"), *rows), ("id", "title", "genres"))
+    assert (counts["updated"], counts["failed"], attempts) == (100, 200, [300, 100])
+    assert [problem["line"] for problem in problems] == [n + 1 for n in range(1, 301) if n % 3]
+    # Only the last row with an id is checked, so the others need further attempts, and then smaller chunks.
+    rows = [(1, f"title {n}", '["Unknown"]' if n else "") for n in range(30)]
+    counts, problems = await run(database, me, csv_of(("id", "title", "genres"), *rows), ("id", "title", "genres"))
+    assert (counts["updated"], counts["failed"], len(problems)) == (1, 29, 29)
+
+
+async def test_receiving_a_file_is_interrupted_only_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "FILE_SECONDS", 0.05)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    request = Request({"type": "http", "headers": [], "state": {"stopping": Stopping()}}, receive)
+    stored: list[bytes] = []
+
+    async def store() -> None:
+        async for part in uploads.stream(request, 1_000):
+            await asyncio.sleep(0.1)
+            stored.append(part)
+
+    with pytest.raises(RequestTimeout):
+        await store()
+    assert stored == [b"x"]
 
 
 async def test_files_without_a_job_are_deleted_after_a_while(database: Database) -> None:

@@ -14,6 +14,9 @@ import pytest
 
 from core.errors import Unavailable
 from core.filters import parse_json
+from core.network import unsent
+from core.network.unsent import UnsentBytes
+from realtime.fanout import subscription
 from realtime.fanout.hub import Hub
 from realtime.fanout.job_progress import Progress
 from realtime.fanout.snapshot import Snapshots
@@ -370,6 +373,35 @@ def hub_of(feed: Feed) -> Hub:
     hub.start(feed.head.seq)
     feed.on_events.append(hub.publish)
     return hub
+
+
+async def test_sockets_whose_client_has_many_unread_pages_do_not_wait_for_one_another_for_ever(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A subscription that waits to begin a page does not keep others of its socket from sending theirs."""
+    monkeypatch.setattr(unsent, "MAX_CLIENT_BYTES", feed.PAGE_BYTES)
+    monkeypatch.setattr(unsent, "RECOUNT_SECONDS", 0.0)
+    monkeypatch.setattr(subscription, "PAUSE_SECONDS", 0.01)
+    async with following(database, runs=False) as (followed, _):
+        read_after = followed.read_after
+
+        async def slowly(position: int) -> Sequence[Event]:
+            await asyncio.sleep(0.01)
+            return await read_after(position)
+
+        monkeypatch.setattr(followed, "read_after", slowly)
+        hub = hub_of(followed)
+        followed.offer(await write(database, 3))
+        counted: UnsentBytes[Any] = UnsentBytes()
+        writers = [BreakingWriter(), BreakingWriter()]
+        for writer in writers:
+            room = Room(writer, counted, "a client")
+            for _ in range(4):
+                snapshots = Snapshots(database, followed)
+                spec = Spec(frozenset({"movies"}))
+                Subscription(spec, writer, room, feed=followed, live=hub, snapshots=snapshots).start(0)
+        await eventually(lambda: all(len(each.texts) == 12 for each in writers), "all have all events", 5)
+        await eventually(lambda: counted.total == 0, "nothing is counted any longer", 5)
 
 
 def subscribe(spec: Spec, feed: Feed, hub: Hub) -> BreakingWriter:
