@@ -15,6 +15,7 @@ import asyncio
 import gc
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -69,6 +70,8 @@ GAUGE_SECONDS = 0.5
 HAND_OVER_SECONDS = 1.5
 # When SQLite's write-ahead log exceeds this multiple of SQLITE_LOG_BYTES, writes wait until the log is emptied.
 MAX_LOG_SIZES = 4
+# Other writes wait during an attempt, and an export of another worker makes every attempt fail.
+SHRINK_PAUSE_SECONDS = 5.0
 # The readiness check reports a feed that is more than this many events behind the log.
 MAX_LAG_EVENTS = 1_000
 
@@ -283,6 +286,7 @@ class Parts:
         return await self.database.write_problem() or await self.database.read_problem()
 
     async def _watch_gauges(self) -> None:
+        next_attempt = 0.0
         while True:
             metrics.FEED_SEQ.set(self.feed.head.seq)
             metrics.BUS_DEAF.set(self.bus.is_deaf())
@@ -290,7 +294,9 @@ class Parts:
             metrics.WEBSOCKET_UNSENT_BYTES.set(self.places.unsent.total)
             metrics.SQLITE_LOG_BYTES.set(size := self.database.log_bytes())
             # An export keeps the log from being emptied, and writes would wait in vain.
-            if size > MAX_LOG_SIZES * SQLITE_LOG_BYTES and not self.transfers.exports.total:
+            is_due = time.monotonic() >= next_attempt and not self.transfers.exports.total
+            if size > MAX_LOG_SIZES * SQLITE_LOG_BYTES and is_due:
+                next_attempt = time.monotonic() + SHRINK_PAUSE_SECONDS
                 try:
                     await self.database.shrink_log()
                 except Exception as error:

@@ -2,7 +2,8 @@
 
 An export is one read-only transaction: its head of the log and all of its rows belong to the same state of the
 database. While it is open, SQLite cannot reuse its write-ahead log, and PostgreSQL cannot remove old rows. So an export
-is bounded in time and, on SQLite, by the growth of the log.
+is bounded in time and, on SQLite, by the growth of the log. No export begins while the log is large, because exports
+that overlap without a pause would otherwise let it grow without a bound.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ BATCH_ROWS = 500
 IDLE_SECONDS = 60
 # SQLite's log may grow by this much during an export. Checkpoints copy the log to the file, but cannot empty it.
 MAX_LOG_GROWTH_BYTES = 512 * 1024 * 1024
-LOG_CHECK_SECONDS = 1.0
-TOO_MANY_WRITES = "Too many rows were written during the export; try again when fewer are written"
+# A log that is larger than this must be emptied before the next export begins (`server.parts`).
+MAX_LOG_BYTES = 128 * 1024 * 1024
+LOG_CHECK_SECONDS = 0.5
 
 Batch = Sequence[Sequence[Any]]  # rows in the form that the driver returns
 
@@ -54,7 +56,9 @@ async def opened(database: Database, resource: Resource, request: ListRequest) -
     The block must end within EXPORT_SECONDS. Raises Unavailable, also from the iterator.
     """
     database.schema.require()
-    async with _bounded_log(database), database.read(Lane.EXPORT, seconds=EXPORT_SECONDS) as connection:
+    if database.log_bytes() > MAX_LOG_BYTES:
+        raise Unavailable("SQLite's write-ahead log must be emptied before an export can begin; try again in a moment")
+    async with _while_log_is_small(database), database.read(Lane.EXPORT, seconds=EXPORT_SECONDS) as connection:
         driver: Any = (await connection.get_raw_connection()).driver_connection
         if database.is_sqlite:
             await driver.execute("BEGIN")
@@ -75,33 +79,6 @@ async def opened(database: Database, resource: Resource, request: ListRequest) -
                 await driver.rollback()
 
 
-@asynccontextmanager
-async def _bounded_log(database: Database) -> AsyncIterator[None]:
-    """Cancel the block and raise Unavailable when SQLite's log has grown too much, however slowly the client reads."""
-    loop = asyncio.get_running_loop()
-    log_bytes = database.log_bytes()
-    limit = asyncio.timeout(None)
-    timer: asyncio.TimerHandle
-
-    def check() -> None:
-        nonlocal timer
-        if database.log_bytes() - log_bytes > MAX_LOG_GROWTH_BYTES:
-            limit.reschedule(loop.time())
-        else:
-            timer = loop.call_later(LOG_CHECK_SECONDS, check)
-
-    timer = loop.call_later(LOG_CHECK_SECONDS, check)
-    try:
-        async with limit:
-            yield
-    except TimeoutError as error:
-        if not limit.expired():
-            raise
-        raise Unavailable(TOO_MANY_WRITES) from error
-    finally:
-        timer.cancel()
-
-
 async def _batches(
     database: Database, connection: AsyncConnection, resource: Resource, request: ListRequest
 ) -> AsyncGenerator[Batch, None]:
@@ -109,12 +86,35 @@ async def _batches(
     if not database.is_sqlite:
         query = query.with_only_columns(text(_as_text(resource, request.columns or resource.columns)))
     query = query.execution_options(yield_per=BATCH_ROWS)
-    log_bytes = database.log_bytes()
     async with connection.stream(query) as found:
         async for batch in found.partitions():
-            if database.log_bytes() - log_bytes > MAX_LOG_GROWTH_BYTES:
-                raise Unavailable(TOO_MANY_WRITES)
             yield batch
+
+
+@asynccontextmanager
+async def _while_log_is_small(database: Database) -> AsyncIterator[None]:
+    """End the block when SQLite's log has grown too much, even while its client reads nothing. Raises Unavailable."""
+    if not database.is_sqlite:
+        yield
+        return
+    most = database.log_bytes() + MAX_LOG_GROWTH_BYTES
+
+    async def watch(limit: asyncio.Timeout) -> None:
+        while True:
+            await asyncio.sleep(LOG_CHECK_SECONDS)
+            if database.log_bytes() > most:
+                break
+        limit.reschedule(asyncio.get_running_loop().time())
+
+    try:
+        async with asyncio.timeout(None) as limit:
+            watching = asyncio.create_task(watch(limit), name="export-log")
+            try:
+                yield
+            finally:
+                watching.cancel()
+    except TimeoutError as error:
+        raise Unavailable("Too many rows were written during the export; try again when fewer are written") from error
 
 
 def _as_text(resource: Resource, columns: Sequence[str]) -> str:
