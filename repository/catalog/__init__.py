@@ -1,0 +1,1 @@
+"""What the catalog finds beyond lists: similar movies."""
