@@ -1,1 +1,1 @@
-"""What the catalog finds beyond lists: similar movies."""
+"""What concerns the catalog as a whole: similar movies, and a first catalog of films."""

@@ -40,6 +40,7 @@ TWINS = (
         )
     }
     | {f"/{name}/{{id}}/movies": "/movies" for name in ("genres", "actors", "countries", "languages")}
+    | dict.fromkeys(("/movies/popular", "/movies/recent"), "/movies")
     | dict.fromkeys(LISTS_OF_COMMENTS, "/comments")
 )
 # Writes with the same body as another write; they differ only in the owner or in the required rights.
