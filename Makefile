@@ -3,12 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint format tables bench chaos clean
+.PHONY: help run demo test check lint format tables bench chaos clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 run: .venv/runtime ## install the dependencies and serve on http://127.0.0.1:8000
+	@exec $(BIN)/python main.py
+
+demo: .venv/runtime ## like run, but add some well-known films first, if there are no movies
+	@$(BIN)/python cli.py seed || echo "Serving the database as it is."
 	@exec $(BIN)/python main.py
 
 # Override PYTHONDONTWRITEBYTECODE so that bytecode is kept and each module is compiled only once.

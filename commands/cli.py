@@ -30,6 +30,7 @@ COMMANDS: Mapping[str, Place] = {
     "serve": Place("commands.serve", "serve", "Run the service, as `python main.py` does."),
     "migrate": Place("commands.database", "migrate", "Migrate the database to the newest schema."),
     "create-admin": Place("commands.accounts", "create_admin", "Create an admin account."),
+    "seed": Place("commands.seed", "seed", "Add a small catalog of real films."),
     "new-epoch": Place("commands.database", "new_epoch", "Give the event log a new identity."),
 }
 

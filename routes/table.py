@@ -17,6 +17,7 @@ from core.rates import parse_rate_limits
 from core.settings import Settings
 from routes import events, health, jobs
 from routes.accounts import admin, avatars, confirmations, pages, profiles, registration, sign_in, users
+from routes.catalog import discover
 from routes.community import comments, ratings, watchlist
 from routes.generic.operations import RESOURCE_OPERATIONS
 from routes.http import documentation, limit_groups, middleware, openapi, rendering
@@ -26,6 +27,7 @@ from routes.http.parsing import parse
 
 OPERATIONS: Sequence[Operation] = [
     *(each for operations in RESOURCE_OPERATIONS for each in operations),
+    *discover.operations,
     *comments.operations,
     *ratings.operations,
     *watchlist.operations,

@@ -126,6 +126,12 @@ class PageQuery(Parameters):
         return self.offset if self.offset is not None else self.skip or 0
 
 
+class SearchQuery(PageQuery):
+    """The query of a list in a fixed order."""
+
+    q: Search = ""
+
+
 class TrailQuery(PageQuery):
     """The query of a list without free-text search."""
 

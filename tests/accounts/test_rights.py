@@ -154,6 +154,9 @@ ASKS: Mapping[str, Ask] = {
     "GET /actors/{id}/movies": Ask("/actors/{actor}/movies"),
     "GET /countries/{id}/movies": Ask("/countries/{country}/movies"),
     "GET /languages/{id}/movies": Ask("/languages/{language}/movies"),
+    "GET /movies/popular": Ask("/movies/popular"),
+    "GET /movies/recent": Ask("/movies/recent"),
+    "GET /movies/{id}/similar": Ask("/movies/{movie}/similar"),
     # --- comments
     "GET /comments": Ask("/comments"),
     "GET /comments/count": Ask("/comments/count"),

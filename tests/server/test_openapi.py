@@ -41,6 +41,7 @@ TWINS = (
     }
     | {f"/{name}/{part}": f"/{name}" for name in ("genres", "countries") for part in ("names", "count")}
     | {f"/{name}/{{id}}/movies": "/movies" for name in ("genres", "actors", "countries", "languages")}
+    | dict.fromkeys(("/movies/popular", "/movies/recent"), "/movies")
     | dict.fromkeys(LISTS_OF_COMMENTS, "/comments")
 )
 # Resources with the same operations as another one; they differ only in their fields.

@@ -1,0 +1,1 @@
+"""Operations that discover movies in the catalog."""
