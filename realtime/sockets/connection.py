@@ -29,7 +29,7 @@ from realtime.feed.positions import LOG_REPLACED, find_start
 from realtime.sockets import actions, parsing
 from realtime.sockets.context import SocketContext
 from realtime.sockets.parsing import BadMessage, Bucket, Message, parse_filters, parse_members, parse_message
-from realtime.sockets.places import Place, TooManyConditions
+from realtime.sockets.places import Place, TooMany
 from realtime.sockets.registry import Entry
 from realtime.sockets.rest_calls import RestCalls
 from realtime.wire import frames
@@ -170,7 +170,8 @@ class Connection:
         if subscription is None:
             return False
         subscription.stop()
-        self._place.release(subscription.spec.filters)
+        if name is not None:  # the default subscription is not counted
+            self._place.release(subscription.spec.filters)
         metrics.SUBSCRIPTIONS.dec()
         return True
 
@@ -337,8 +338,8 @@ class Connection:
         spec = Spec(frozenset(topics), Rendering(wanted.bulk, name), self._audiences, filters, latest_every_ms)
         try:
             self._place.hold(filters)
-        except TooManyConditions as error:
-            raise BadMessage("too_many_conditions", str(error)) from error
+        except TooMany as error:
+            raise BadMessage(error.code, str(error)) from error
         subscription = self._new_subscription(spec, snapshot_of=topics if wanted.snapshot else ())
         self._drop(None)
         self._add(name, subscription)

@@ -1,5 +1,5 @@
-"""The limits on connections (in total and per address), on filter conditions (per address and per socket), and on what
-waits for the sockets of an address (`core.network.unsent`).
+"""The limits on connections (in total and per address), on subscriptions (per address), on filter conditions (per
+address and per socket), and on what waits for the sockets of an address (`core.network.unsent`).
 """
 
 from __future__ import annotations
@@ -20,19 +20,27 @@ RETRY_AFTER_SECONDS = 5
 MAX_CONDITIONS_PER_SOCKET = 1_000
 # The limit for the distinct filters of all sockets from one address, in one worker. Equal filters are evaluated once.
 MAX_CONDITIONS_PER_ADDRESS = 10_000
+# The limit for the subscriptions of all sockets from one address, in one worker. However equal they are, each event is
+# written once for each of them.
+MAX_SUBSCRIPTIONS_PER_ADDRESS = 4_000
 # The limit for REST calls that run at the same time. Each may return `rest_calls.MAX_REPLY_BYTES`.
 MAX_CALLS_PER_ADDRESS = 64
 
 
-class TooManyConditions(Exception):
-    """The filters exceed a limit on conditions. The message names the limit."""
+class TooMany(Exception):
+    """A limit on subscriptions or conditions is exceeded. The message names the limit."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(eq=False, slots=True)
 class _Network:
-    """The number of connections from one address or IPv6 network, and the number of subscriptions with each filter."""
+    """The connections and subscriptions of one address or IPv6 network, and the subscriptions with each filter."""
 
     connections: int = 0
+    subscriptions: int = 0
     filters: Counter[tuple[str, Filter]] = field(default_factory=Counter)
     conditions: int = 0  # the number of conditions in all distinct filters
 
@@ -41,7 +49,7 @@ Filters = Iterable[tuple[str, Filter]]  # filters with their topics
 
 
 class Place:
-    """One counted connection, with the conditions of its filters.
+    """One counted connection, with its subscriptions and the conditions of their filters.
 
     `client` is the address or network of the connection, or an empty string if there are no limits per address.
     """
@@ -54,26 +62,38 @@ class Place:
         self._conditions = 0
 
     def hold(self, filters: Filters) -> None:
-        """Count the filters of a subscription. Raises TooManyConditions and counts nothing when a limit is exceeded."""
+        """Count a subscription and its filters.
+
+        Raises TooMany and counts nothing when a limit is exceeded.
+        """
+        if self._max_per_address is not None and self._network.subscriptions >= MAX_SUBSCRIPTIONS_PER_ADDRESS:
+            raise TooMany(
+                "too_many_subscriptions",
+                f"Expected at most {MAX_SUBSCRIPTIONS_PER_ADDRESS:,} subscriptions of all sockets from one address",
+            )
         filters = tuple(filters)
         wanted = sum(each.size for _, each in filters)
         if self._conditions + wanted > MAX_CONDITIONS_PER_SOCKET:
-            raise TooManyConditions(
+            raise TooMany(
+                "too_many_conditions",
                 f"Expected at most {MAX_CONDITIONS_PER_SOCKET:,} conditions in all filters of one socket, where a "
-                f"filter counts once for each of its topics; got {self._conditions + wanted:,}"
+                f"filter counts once for each of its topics; got {self._conditions + wanted:,}",
             )
         new = sum(key[1].size for key in filters if key not in self._network.filters)
         if self._max_per_address is not None and self._network.conditions + new > self._max_per_address:
-            raise TooManyConditions(
+            raise TooMany(
+                "too_many_conditions",
                 f"Expected at most {self._max_per_address:,} conditions in the different filters of all sockets from "
-                f"one address, got {self._network.conditions + new:,}"
+                f"one address, got {self._network.conditions + new:,}",
             )
+        self._network.subscriptions += 1
         self._conditions += wanted
         self._network.conditions += new
         self._network.filters.update(filters)
 
     def release(self, filters: Filters) -> None:
-        """Stop counting the filters of a subscription."""
+        """Stop counting a subscription and its filters."""
+        self._network.subscriptions -= 1
         counted = self._network.filters
         for key in filters:
             self._conditions -= key[1].size

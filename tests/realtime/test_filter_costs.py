@@ -22,7 +22,7 @@ from realtime.fanout.hub import Hub
 from realtime.fanout.matching import FilterIndex
 from realtime.fanout.spec import Spec
 from realtime.fanout.subscription import Subscription
-from realtime.sockets.places import MAX_CONDITIONS_PER_SOCKET, Places, TooManyConditions
+from realtime.sockets.places import MAX_SUBSCRIPTIONS_PER_ADDRESS, Places, TooMany
 from realtime.wire.frames import Frames, Rendering
 from realtime.wire.room import Room
 from repository.engine.events import Event, Head
@@ -319,17 +319,32 @@ def test_conditions_are_counted_for_each_socket_and_network() -> None:
         there = stack.enter_context(places.take("192.0.2.1"))
         for number in range(50):
             here[number // 5].hold(filters_with(200, number))
-        with pytest.raises(TooManyConditions, match=r"at most 1,000 conditions .* of one socket.* got 1,010"):
+        with pytest.raises(TooMany, match=r"at most 1,000 conditions .* of one socket.* got 1,010"):
             here[0].hold(filters_with(10))
-        with pytest.raises(TooManyConditions, match=r"at most 10,000 conditions .* from one address, got 10,010"):
+        with pytest.raises(TooMany, match=r"at most 10,000 conditions .* from one address, got 10,010"):
             here[10].hold(filters_with(10, 99))
         there.hold(filters_with(10, 99))
         here[10].hold(filters_with(200, 49))  # another socket has the same filter, so the conditions count only once
         here[9].release(filters_with(200, 49))
-        with pytest.raises(TooManyConditions):
+        with pytest.raises(TooMany):
             here[10].hold(filters_with(10, 99))
         here[10].release(filters_with(200, 49))
         here[10].hold(filters_with(200, 99))
+
+
+def test_the_subscriptions_of_a_network_are_bounded() -> None:
+    places = Places(max_connections=1_000, max_per_address=1_000)
+    with ExitStack() as stack:
+        here = [stack.enter_context(places.take("192.0.2.1")) for _ in range(200)]
+        there = stack.enter_context(places.take("192.0.2.2"))
+        for number in range(MAX_SUBSCRIPTIONS_PER_ADDRESS):
+            here[number % 200].hold(())
+        with pytest.raises(TooMany, match=r"at most 4,000 subscriptions .* one address") as refused:
+            here[0].hold(())
+        assert refused.value.code == "too_many_subscriptions"
+        there.hold(())
+        here[7].release(())
+        here[0].hold(())
 
 
 def test_only_the_budget_of_a_socket_holds_without_rate_limits() -> None:
@@ -338,5 +353,5 @@ def test_only_the_budget_of_a_socket_holds_without_rate_limits() -> None:
         here = [stack.enter_context(places.take("192.0.2.1")) for _ in range(12)]
         for number in range(60):
             here[number // 5].hold(filters_with(200, number))
-        with pytest.raises(TooManyConditions, match="of one socket"):
+        with pytest.raises(TooMany, match="of one socket"):
             here[0].hold(filters_with(10))
