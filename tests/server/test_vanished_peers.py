@@ -72,4 +72,5 @@ async def test_accepted_connections_have_the_options(new_service: Callable[..., 
         accepted: Any = protocol.transport.get_extra_info("socket")
         assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 1000 * serving.VANISHED_SECONDS
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == serving.UNSENT_BYTES
         assert connection
