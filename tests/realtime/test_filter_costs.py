@@ -22,7 +22,7 @@ from realtime.fanout.hub import Hub
 from realtime.fanout.matching import FilterIndex
 from realtime.fanout.spec import Spec
 from realtime.fanout.subscription import Subscription
-from realtime.sockets.places import MAX_SUBSCRIPTIONS_PER_ADDRESS, Places, TooMany
+from realtime.sockets.places import MAX_CONDITIONS_PER_SOCKET, MAX_SUBSCRIPTIONS_PER_ADDRESS, Places, TooMany
 from realtime.wire.frames import Frames, Rendering
 from realtime.wire.room import Room
 from repository.engine.events import Event, Head
