@@ -128,8 +128,10 @@ async def test_a_csv_file_is_imported_line_by_line(service: Service) -> None:
 @pytest.mark.parametrize("query", ["format=ndjson", "format=csv", "format=csv&safe=true&bom=true"])
 async def test_what_was_exported_can_be_imported_again(service: Service, query: str) -> None:
     texts = ["=1", "'=1", "-2", 'a "b", c', "two\r\nlines", "\u00e9\U0001f3ac", "'"]
+    names = {each: [each] if "\n" not in each else [] for each in texts}
+    service.add_genres(*(name for listed in names.values() for name in listed))
     async with service.person() as alice, moderator(service) as bob:
-        added = await alice.add_bulk([{"title": "t", "description": each, "genres": [each]} for each in texts])
+        added = await alice.add_bulk([{"title": "t", "description": each, "genres": names[each]} for each in texts])
         safe = "&safe=true" if "safe" in query else ""
         path = f"/movies/export?user_id={alice.id}&sort=id&{query}"
         whole = await alice.http.get(path)
@@ -144,7 +146,7 @@ async def test_what_was_exported_can_be_imported_again(service: Service, query: 
             assert (await person.job_ended(answer.json()["id"]))["state"] == "done"
         again = [(row["id"], row["description"], row["genres"], row["version"]) for row in await mine(alice)]
         assert again == [(row["id"], row["description"], row["genres"], 3) for row in added]
-        assert [(row["description"], row["genres"]) for row in await mine(bob)] == [(each, [each]) for each in texts]
+        assert [(row["description"], row["genres"]) for row in await mine(bob)] == list(names.items())
 
 
 async def test_rows_with_an_id_change_only_what_the_user_may_change(service: Service) -> None:
