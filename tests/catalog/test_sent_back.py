@@ -12,7 +12,9 @@ from tests.support.service import Service
 
 async def test_an_entity_can_be_sent_back(service: Service) -> None:
     async with service.admin() as chief, service.watch(additional_headers=chief.bearer) as watcher:
-        movie = await chief.add(country="GB", languages=["English"], genres=["Noir"], actors=["Alida Valli"])
+        movie = await chief.add(
+            country="GB", languages=["English"], genres=["Noir"], actors=[f"An actor {service.port}"]
+        )
         character = await chief.add("characters", movie_id=movie["id"])
         comment = await ok(chief.http.post(f"/movies/{movie['id']}/comments", json={"text": "Zither!"}), 201)
         rating = await ok(chief.http.post(f"/movies/{movie['id']}/ratings", json={"score": 9}), 201)

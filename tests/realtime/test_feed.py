@@ -433,7 +433,7 @@ async def test_an_event_that_cannot_be_encoded_closes_the_sockets_that_need_it(d
         plain = subscribe(Spec(movies), followed, hub)
         filtered = subscribe(Spec(movies, filters=(("movies", wanted),)), followed, hub)
         events = await write(database, 3)
-        strange = replace(events[1], payload=b'{"id":5}')  # a later version may omit the title
+        strange = replace(events[1], payload=b'{"id":5')  # no JSON
         followed.offer([events[0], strange, events[2]])
         hub.flush()
         assert len(plain.texts) == 3

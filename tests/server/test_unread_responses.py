@@ -141,7 +141,8 @@ async def test_the_unread_replies_to_one_address_take_little_memory(new_service:
             await eventually(is_refused, "too many bytes wait for the address", 60)
             assert (await replied(watcher, request))["status"] == 200, "other addresses are not affected"
             assert await metric(service, "marquee_websocket_unsent_bytes") < 1.5 * unsent.MAX_CLIENT_BYTES
-            assert service.memory_bytes() - before < 2 * unsent.MAX_CLIENT_BYTES
+            # The replies that are being made come on top: without a bound, 800 of them would take 576 MB.
+            assert service.memory_bytes() - before < 3 * unsent.MAX_CLIENT_BYTES
 
         async def is_answered() -> bool:
             return (await replied(neighbour, request)).get("status") == 200
