@@ -130,7 +130,7 @@ def codes_of_replies() -> set[str]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-                position = {"BadMessage": 0, "error_reply": 1}.get(name)
+                position = {"BadMessage": 0, "TooMany": 0, "error_reply": 1}.get(name)
                 if position is not None and isinstance(node.args[position], ast.Constant):
                     found.update(strings_in(node.args[position]))
             elif isinstance(node, ast.Dict):
