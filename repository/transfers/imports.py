@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
@@ -57,16 +57,9 @@ class ImportOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
-    """The state of an import between two chunks."""
+class Progress(ImportOrder):
+    """The state of an import between two chunks: what is left to import, from `offset` on."""
 
-    format: str
-    columns: Sequence[str]
-    is_safe: bool
-    is_dry_run: bool
-    stops: bool
-    size: int
-    offset: int
     is_in_long_line: bool
     problems: int
 
@@ -181,7 +174,7 @@ async def progress(database: Database, job_id: str) -> Progress:
     if not found:
         raise Unavailable("The import has been deleted")
     row = entity(found[0])
-    return Progress(**{name: row[name] for name in Progress.__slots__})
+    return Progress(**{field.name: row[field.name] for field in fields(Progress)})
 
 
 async def record(tx: Transaction, job_id: str, known: int, result: ChunkResult) -> None:

@@ -293,7 +293,7 @@ async def test_an_import_can_be_cancelled_and_its_user_can_lose_the_rights(new_s
         stored = (await sql(service, "SELECT count(*) FROM movies"))[0][0]
         assert stored == cancelled["done"] - 1, "the header is a line, too"
         assert (await report(alice, job["id"]))[1]["added"] == stored
-        # Nothing reads the file any more.
+        # The file is no longer read.
         async with database_of(service) as database:
             assert await imports.discard_unused(database, datetime.now(UTC) - timedelta(hours=1)) >= 0
         assert await _no_parts(service)

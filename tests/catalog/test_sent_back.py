@@ -52,7 +52,7 @@ async def test_an_entity_can_be_sent_back(service: Service) -> None:
         row = await ok(chief.http.get(f"/movies/{movie['id']}"))
         changed = await ok(chief.http.put(f"/movies/{movie['id']}", json=row | {"average_rating": 10, "title": "M"}))
         assert changed == row | {"title": "M", "version": 2, "updated_at": changed["updated_at"]}
-        # What was sent before somebody else's edit is outdated as a whole; the version says so.
+        # A body from before another edit is outdated as a whole, as its version shows.
         assert_problem(await chief.http.put(f"/movies/{movie['id']}", json=row), 409, ["body", "version"])
 
 
