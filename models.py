@@ -11,7 +11,7 @@ from sqlalchemy import BigInteger, Column, Float, ForeignKey, Index, Integer, Sm
 
 from core.databases import tables
 from core.databases.columns import Id, IsoDate, Strings, UtcTime, text
-from core.databases.tables import kept, links, numbered, only
+from core.databases.tables import kept, links, numbered, only, words_of
 
 metadata = tables.metadata
 
@@ -157,6 +157,9 @@ comments = numbered(
     Index("ix_comments_parent_id", "parent_id", "id"),
     Index("ix_comments_top", "movie_id", "id", **only("parent_id IS NULL")),
 )
+
+# The words of the rows that have an index for searches.
+WORDS = {each.name: words_of(each) for each in (movies, characters, genres, actors, countries, languages, comments)}
 
 sessions = Table(
     "sessions",

@@ -38,6 +38,8 @@ MAX_NAME_LENGTH = 100
 # The rows of one resource that a row links to. Each of them is one row of the table of links.
 MAX_LINKED_ROWS = 20
 MIN_REMARK_LENGTH = 2
+MAX_SEARCH_LENGTH = 200
+MAX_SEARCHED_WORDS = 8  # bounded because each word is looked up, and searched for in every row that changes
 DEFAULT_PAGE = 50
 # Large enough for one entity whose strings have the maximum length and consist of escaped characters. Websocket
 # messages have the same limit.
@@ -207,6 +209,29 @@ Remark = Annotated[
     _SHOWN,
     visible(MAX_PROSE_LENGTH),
     AfterValidator(_long_enough),
+]
+
+_GAP, _LETTER = f"[{PADDING}]", rf"[^{PADDING}\x00]"
+_FEW_WORDS = rf"^{_GAP}*(?:{_LETTER}+{_GAP}+){{0,{MAX_SEARCHED_WORDS - 1}}}(?:{_LETTER}+{_GAP}*)?$"
+
+
+def _few_words(text: str) -> str:
+    words = text.split()
+    if len(set(words)) > MAX_SEARCHED_WORDS:
+        raise ValueError(f"expected at most {MAX_SEARCHED_WORDS} different words, got {len(set(words))}")
+    return " ".join(words)
+
+
+Search = Annotated[
+    str,
+    Field(
+        max_length=MAX_SEARCH_LENGTH,
+        pattern=NO_NUL,
+        description=f"Only rows that contain every word, ignoring case; at most {MAX_SEARCHED_WORDS} words",
+        json_schema_extra={"pattern": _FEW_WORDS},
+    ),
+    normal(MAX_SEARCH_LENGTH),
+    AfterValidator(_few_words),
 ]
 Word = Annotated[str, Field(min_length=1, max_length=50), _SHOWN, visible(50)]
 IdOrName = Annotated[

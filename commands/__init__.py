@@ -1,1 +1,1 @@
-"""The command `marquee` with its subcommands serve, migrate, create-admin, seed and new-epoch."""
+"""The command `marquee` with its subcommands serve, migrate, create-admin, seed, search and new-epoch."""

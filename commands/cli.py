@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, Place] = {
     "migrate": Place("commands.database", "migrate", "Migrate the database to the newest schema."),
     "create-admin": Place("commands.accounts", "create_admin", "Create an admin account."),
     "seed": Place("commands.seed", "seed", "Add a small catalog of real films."),
+    "search": Place("commands.search", "search", "Maintain the index for searches."),
     "new-epoch": Place("commands.database", "new_epoch", "Give the event log a new identity."),
 }
 

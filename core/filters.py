@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 from core import times
 from core.errors import MAX_PROBLEMS, FieldProblem, Loc, has_too_many_members
-from core.texts import listed, numbers
+from core.texts import listed, numbers, tokens
 from core.texts.normal import nfc, without_case
 from core.texts.suggestions import Unknown
 
@@ -52,14 +52,12 @@ class Op(StrEnum):
     IN = "in"
     CONTAINS = "contains"
     PREFIX = "prefix"
+    SEARCH = "search"  # only for the parameter `q`, never in a client's filter
 
 
 _ORDERED = (Op.EQ, Op.NE, Op.GT, Op.GTE, Op.LT, Op.LTE, Op.IN)
 OPERATORS: Mapping[FieldType, tuple[Op, ...]] = {
-    FieldType.INTEGER: _ORDERED,
-    FieldType.DECIMAL: _ORDERED,
-    FieldType.DATE: _ORDERED,
-    FieldType.TIME: _ORDERED,
+    **dict.fromkeys((FieldType.INTEGER, FieldType.DECIMAL, FieldType.DATE, FieldType.TIME), _ORDERED),
     FieldType.TEXT: (*_ORDERED, Op.CONTAINS, Op.PREFIX),
     FieldType.BOOLEAN: (Op.EQ, Op.NE),
     FieldType.STRINGS: (Op.EQ, Op.NE, Op.IN),
@@ -83,13 +81,14 @@ Scalar = int | float | str
 class Field:
     """A filterable field. `name` is its name in filters, `column` its name in the entity.
 
-    If there are `choices`, a value compared by `eq`, `ne` or `in` must be one of them.
+    If there are `choices`, a value of `eq`, `ne` or `in` must be among them. `search` reads the columns `searched`.
     """
 
     name: str
     column: str
     kind: FieldType
     choices: tuple[str, ...] = ()
+    searched: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +128,20 @@ class Filter:
 
     @cached_property
     def size(self) -> int:
-        """The number of conditions, including those in groups."""
-        return sum(map(len, self.groups))
+        """The number of conditions, including those in groups. Each word of a search counts."""
+        return sum(
+            tokens.size_of(str(one.value)) if one.op is Op.SEARCH else 1 for group in self.groups for one in group
+        )
 
     @cached_property
     def searches(self) -> int:
         """The number of conditions that search in a string. Their cost grows with the length of the string."""
-        return sum(condition.op in (Op.CONTAINS, Op.PREFIX) for group in self.groups for condition in group)
+        return sum(one.op in (Op.CONTAINS, Op.PREFIX, Op.SEARCH) for group in self.groups for one in group)
+
+    @cached_property
+    def splits(self) -> bool:
+        """Whether the strings of a row must be split into words."""
+        return any(condition.op is Op.SEARCH for condition in self.all)
 
 
 EVERYTHING = Filter()
@@ -263,8 +269,7 @@ def _json_value(raw: Any) -> Any:
 
 
 def _too_many(loc: Loc, conditions: Iterable[Condition], groups: Iterable[Iterable[Condition]]) -> list[FieldProblem]:
-    problems = []
-    sizes = [len(list(group)) for group in groups]
+    problems, sizes = [], [len(list(group)) for group in groups]
     if len(list(conditions)) + sum(sizes) > MAX_CONDITIONS:
         problems.append(FieldProblem(loc, f"Expected at most {MAX_CONDITIONS} conditions", "too_many_conditions"))
     if len(sizes) > MAX_GROUPS:
@@ -325,16 +330,13 @@ def _parse_value(field: Field, op: Op, raw: Any, max_length: int = MAX_TEXT_LENG
 # --- matching
 
 Row = Mapping[str, Any]
-# The lowercase strings of one row, by column. A string is converted when the first condition needs it, and only once,
-# even if several conditions and filters search in it.
+# The lowercase strings and the tokens of one row, each made only once for all conditions and filters that need it.
 Folded = dict[str, str | None]
 _Test = Callable[[Row, Folded], bool]
 
 
 class Matcher(Protocol):
-    """A predicate on entities in the form that `GET` returns. `folded` caches the lowercase strings of the row, so that
-    several filters can share them.
-    """
+    """A predicate on entities as `GET` returns them. `folded` caches the strings of the row for all filters."""
 
     def __call__(self, row: Row, folded: Folded | None = None) -> bool: ...
 
@@ -387,14 +389,12 @@ def _test(condition: Condition) -> _Test:
         case Op.PREFIX:
             start = without_case(str(value))
             return lambda row, folded: (text := _folded(row, name, folded)) is not None and text.startswith(start)
+        case Op.SEARCH:
+            return tokens.finder(str(value), condition.field.searched)
     compare = COMPARISONS[op]
     return lambda row, folded: (held := row.get(name)) is not None and bool(compare(held, value))
 
 
 COMPARISONS: Mapping[Op, Callable[[Any, Any], Any]] = {
-    Op.EQ: operator.eq,
-    Op.GT: operator.gt,
-    Op.GTE: operator.ge,
-    Op.LT: operator.lt,
-    Op.LTE: operator.le,
-}
+    Op.EQ: operator.eq, Op.GT: operator.gt, Op.GTE: operator.ge, Op.LT: operator.lt, Op.LTE: operator.le
+}  # fmt: skip

@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from sqlalchemy import Table
 
 from core.errors import Forbidden
-from core.filters import Field
+from core.filters import Field, FieldType
 from core.identity import PUBLIC_AUDIENCE, Group, Identity, audience_of_user
 from resources import derived
 from schemas import Body, Skipped
@@ -81,7 +81,7 @@ class Link:
 @dataclass(frozen=True, eq=False)
 class Resource:
     """A declaration. `label` is the column that `/names` lists, or empty if there is no such list; `searched` are the
-    columns that `?q=` searches.
+    columns whose words `?q=` finds, or empty if the rows have no index of words.
 
     `changed_by`: with `owner`, every user may create rows, and their owners and staff (moderators and admins) may
     change them; with `staff` or `admins`, only staff or only admins may create and change rows. `filter_names` renames
@@ -116,6 +116,7 @@ class Resource:
         expected = ("id", *self.written, "created_at", "updated_at")
         assert self.columns == expected, f"{self.name}: expected the columns {expected}, got {self.columns}"
         assert self.has_owner or self.writers, f"{self.name}: rows that owners may change need a user_id"
+        assert self.searched or self.has_own_routes, f"{self.name}: the lists of every resource can be searched"
         # The generic writes emit public events.
         is_private = self.audience == "self"
         assert not is_private or self.has_own_routes, f"{self.name}: rows that only owners see need routes of their own"
@@ -171,6 +172,12 @@ class Resource:
     def fields(self) -> Mapping[str, Field]:
         """The fields that lists and subscriptions can be filtered by, under their names in filters."""
         return derived.filter_fields(self.table, self.filter_names, self.body)
+
+    @cached_property
+    def search(self) -> Field:
+        """The field of the condition that a row holds the words of a query, if the rows have an index of words."""
+        label, *others = dict.fromkeys(filter(None, (self.label, *self.searched)))
+        return Field("q", label, FieldType.TEXT, searched=(label, *others))
 
     @property
     def has_owner(self) -> bool:

@@ -21,10 +21,14 @@ class Topic:
     entity: type[BaseModel]
     fields: Mapping[str, Field]
     audience: str
+    search: Field | None = None  # the field of searches for words, if the topic has an index of words
 
 
 _TOPICS: Mapping[str, Topic] = {
-    **{each.name: Topic(each.entity, each.fields, each.audience) for each in RESOURCES},
+    **{
+        each.name: Topic(each.entity, each.fields, each.audience, each.search if each.searched else None)
+        for each in RESOURCES
+    },
     "jobs": Topic(Job, JOB_FIELDS, "public"),
     "users": Topic(User, USER_FIELDS, "admin"),
     "account": Topic(User, USER_FIELDS, "self"),
@@ -33,6 +37,7 @@ _TOPICS: Mapping[str, Topic] = {
 }
 
 TOPIC_FIELDS: Mapping[str, Mapping[str, Field]] = {name: topic.fields for name, topic in _TOPICS.items()}
+TOPIC_SEARCH: Mapping[str, Field] = {name: topic.search for name, topic in _TOPICS.items() if topic.search}
 TOPIC_ENTITIES: Mapping[str, type[BaseModel]] = {name: topic.entity for name, topic in _TOPICS.items()}
 TOPICS: Mapping[str, str] = {name: topic.audience for name, topic in _TOPICS.items()}
 PUBLIC_TOPICS: frozenset[str] = frozenset(name for name, audience in TOPICS.items() if audience == "public")

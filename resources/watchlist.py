@@ -33,7 +33,7 @@ WATCHLIST = Resource(
     body=WatchlistBody,
     singular="watchlist entry",
     label="movie_id",
-    searched=("notes",),
+    searched=(),
     example_change={"status": "watched"},
     audience="self",
     parents=(Parent("movie_id", MOVIES, takes_children=True),),

@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import Column, ForeignKey, Index, Integer, SmallInteger, Table
 
-from core.databases.columns import Id, UtcTime
+from core.databases.columns import Id, UtcTime, text
 
 metadata = sa.MetaData(
     naming_convention={
@@ -44,3 +44,22 @@ def links(linked: Table, owner: Table, linked_id: str, owner_id: str) -> Table:
     position = Column("position", SmallInteger, nullable=False)
     index = Index(f"ix_{name}_{owner_id}", owner_id, "position")
     return Table(name, metadata, *columns, position, index, sqlite_with_rowid=False)
+
+
+def words_of(table: Table) -> Table:
+    """Return the table with the words of a table's rows, as `core/texts/tokens.py` makes them.
+
+    `label` and `words` hold folded tokens, each after a space: those of the row's label, and those of its other
+    searched columns. `exact_label` and `exact_words` hold the exact tokens where they differ. On PostgreSQL, the tokens
+    have a GIN index; on SQLite, triggers copy them to a table of the extension FTS5, named `<table>_fts`. Alembic
+    cannot express either, so `migrations/versions/0018_search.py` creates them.
+    """
+    return Table(
+        f"{table.name}_search",
+        metadata,
+        Column("id", Id, primary_key=True, autoincrement=False),
+        Column("label", text(), nullable=False),
+        Column("words", text(), nullable=False),
+        Column("exact_label", text()),
+        Column("exact_words", text()),
+    )

@@ -101,6 +101,8 @@ class Evaluation:
     async def _filtered(self, event: Event, wanted: Filter | None) -> list[FilteredChange]:
         changes, matches = self._changes_of(event), matcher_for(wanted)
         rows = max(1, SLICE_TESTS // max(1, wanted.size if wanted is not None else 1))
+        if wanted is not None and wanted.splits:
+            rows = 1  # splitting the long texts of one row into words may take a millisecond
         found: list[FilteredChange] = []
         for start in range(0, len(changes), rows):
             found += filter_changes(matches, changes[start : start + rows])

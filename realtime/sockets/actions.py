@@ -32,7 +32,7 @@ from core.texts.suggestions import Unknown
 from repository.engine.events import Head
 from repository.engine.positions import POSITION, Incomplete, Written, parse_written, position_of
 from resources.topics import TOPICS
-from schemas import MAX_EPOCH_LENGTH, MAX_ID, WHOLE, Answer, Body, FieldError, of_bounded_size
+from schemas import MAX_EPOCH_LENGTH, MAX_ID, WHOLE, Answer, Body, FieldError, Search, of_bounded_size
 
 MAX_TOPICS = max(10, len(TOPICS))
 MAX_TOKEN_LENGTH = 4096
@@ -137,6 +137,7 @@ class Subscribe(Body):
             "then": {"properties": {"epoch": {"type": "string"}}, "required": ["epoch"]},
             "examples": [
                 {"topics": ["movies"], "filter": {"genre": "Drama", "rating": {"gte": 50}}, "snapshot": True},
+                {"topics": ["movies"], "q": "third man", "snapshot": True},
                 {"topics": ["movies"], "as": "dramas", "since": "229344c6ffb9e111:41"},
                 {"topics": ["movies"], "as": "dramas", "since": 41, "epoch": "229344c6ffb9e111"},
                 {"topics": ["movies", "jobs"], "bulk": "summary", "deliver": {"latest_every_ms": 200}},
@@ -151,6 +152,11 @@ class Subscribe(Body):
         default=None,
         description="All fields must match. `or` holds a list of groups, of which at least one must match: "
         '`{"status": "released", "or": [{"genre": "Drama"}, {"rating": {"gte": 90}}]}`',
+    )
+    q: Search = Field(
+        default="",
+        description="Only rows in which each word of this text is the beginning of a word, ignoring case and accents. "
+        "Each topic must be a list that has a search",
     )
     snapshot: Annotated[bool, Field(strict=True)] = Field(
         default=False, description="Send the current rows before the events"

@@ -321,7 +321,7 @@ class Connection:
         wanted = parse_members(actions.Subscribe, message.members)
         topics = tuple(wanted.topics if wanted.topics is not None else sorted(PUBLIC_TOPICS))
         check_topics(frozenset(topics), self.identity)
-        filters = parse_filters(wanted.filter, topics)
+        filters = parse_filters(wanted.filter, topics, wanted.q)
         feed = self._context.feed
         since = wanted.position
         reason = await find_start(feed, since)

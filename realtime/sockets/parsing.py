@@ -14,9 +14,10 @@ import orjson
 from pydantic import BaseModel, ValidationError
 
 from core.errors import CloseCode, FieldProblem, listed
-from core.filters import Filter, parse_json
+from core.filters import Condition, Filter, Op, build, parse_json
+from core.texts import tokens
 from realtime.sockets import actions
-from resources.topics import TOPIC_FIELDS
+from resources.topics import TOPIC_FIELDS, TOPIC_SEARCH
 
 MAX_BURST_MESSAGES = 1_000
 MESSAGES_PER_SECOND = 500.0  # More requests per second than the service can answer on one socket.
@@ -104,14 +105,23 @@ def parse_members(model: type[Model], members: Mapping[str, Any]) -> Model:
         raise BadMessage("invalid_message", listed(actions.problems_of(error, model))) from error
 
 
-def parse_filters(value: Any, topics: tuple[str, ...]) -> tuple[tuple[str, Filter], ...]:
-    """Return the filter for each topic, or () when everything matches. Raises BadMessage with every problem."""
-    if value is None or value == {}:
+def parse_filters(value: Any, topics: tuple[str, ...], text: str = "") -> tuple[tuple[str, Filter], ...]:
+    """Return the filter for each topic, or () when everything matches. Rows must also have the words of `text`.
+
+    Raises BadMessage with every problem.
+    """
+    words = tokens.size_of(text)
+    if not words and (value is None or value == {}):
         return ()
     found: list[tuple[str, Filter]] = []
     problems: dict[tuple[str | int, ...], FieldProblem] = {}
     for topic in sorted(topics):
-        wanted, wrong = parse_json(value, TOPIC_FIELDS[topic])
+        wanted, wrong = parse_json(value if value is not None else {}, TOPIC_FIELDS[topic])
+        if words and topic in TOPIC_SEARCH:
+            wanted = build((*wanted.all, Condition(TOPIC_SEARCH[topic], Op.SEARCH, text)), wanted.any)
+        elif words:
+            expected = f"Expected topics from {', '.join(TOPIC_SEARCH)}: {topic} cannot be searched"
+            wrong.append(FieldProblem(("q",), expected, "not_searchable"))
         found.append((topic, wanted))
         for problem in wrong:
             problems.setdefault(problem.loc, problem)  # report a field once, however many topics have it

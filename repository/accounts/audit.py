@@ -20,8 +20,8 @@ from core.times import utc_now
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql, rows
-from repository.generic.cursors import Ordering
-from repository.generic.lists import Listed, ListRequest, entities_of, total_order
+from repository.generic.cursors import Ordering, total_order
+from repository.generic.lists import Listed, ListRequest, entities_of
 from repository.generic.rows import entity
 from repository.generic.versions import BOOKKEEPING, Row, changed_names
 

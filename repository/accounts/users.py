@@ -25,8 +25,8 @@ from repository.engine import rights
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import filter_sql
-from repository.generic.cursors import Ordering
-from repository.generic.lists import Listed, ListRequest, entities_of, total_order
+from repository.generic.cursors import Ordering, total_order
+from repository.generic.lists import Listed, ListRequest, entities_of
 from repository.generic.rows import entity, one
 from repository.generic.versions import BOOKKEEPING, IfMatch, Row, changed_names, require_version
 

@@ -8,11 +8,13 @@ the number of replies to a comment matters to readers.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import ColumnElement, select
 
+from repository import search
 from repository.engine.database import Database
 from repository.generic import filter_sql, lists
 from repository.generic.lists import Listed, ListRequest, Shape
@@ -24,7 +26,8 @@ MAX_SHOWN_REPLIES = 5  # of each comment of a page
 MAX_TREE_COMMENTS = 1_000  # on a page, those of all levels together
 
 TABLE = COMMENTS.table
-ORDERING = lists.ordering_of(COMMENTS)
+# Searches are not ranked here: comments stay in the order of the conversation.
+ORDERING = replace(lists.ordering_of(COMMENTS), ranked=None)
 
 
 async def on_movie(database: Database, movie_id: int, page: ListRequest) -> Listed[dict[str, Any]]:
@@ -43,7 +46,7 @@ async def replies_to(database: Database, comment_id: int, page: ListRequest) -> 
 async def _trees(database: Database, top: ColumnElement[bool], page: ListRequest) -> Listed[dict[str, Any]]:
     where = top & filter_sql.where(TABLE, page.filter, is_sqlite=database.is_sqlite)
     if page.text:
-        where &= filter_sql.search(TABLE, COMMENTS.searched, page.text, is_sqlite=database.is_sqlite)
+        where &= search.matches(TABLE, page.text, is_sqlite=database.is_sqlite)
 
     def extend(query: sa.Select[Any], shape: Shape) -> sa.Select[Any]:
         return _with_replies(query, shape, is_sqlite=database.is_sqlite)

@@ -24,6 +24,7 @@ from sqlalchemy import select
 from core.errors import Conflict, NotFound
 from core.identity import Identity
 from core.times import utc_now
+from repository import search
 from repository.accounts import audit
 from repository.engine.transaction import MAX_EVENT_ITEMS, Transaction
 from repository.generic import relations, rows
@@ -79,6 +80,7 @@ async def _insert(tx: Transaction, identity: Identity, text: str, movie_id: int,
     ids = await rows.reserve_ids(tx, TABLE, 1)
     values = rows.driver_values(TABLE, tuple(row), [row.values()], is_sqlite=tx.is_sqlite)
     await rows.insert(tx, TABLE, tuple(row), ids, values, now)
+    await search.insert(tx, COMMENTS, ids, search.index_rows(COMMENTS, [row]))
     added = {"id": ids[0], **row, "created_at": now, "updated_at": now}
     payload = tx.emit(COMMENTS.name, "add", added, actor_id=identity.user_id)
     if parent is not None:
@@ -101,6 +103,7 @@ async def edit(tx: Transaction, identity: Identity, comment_id: int, fields: Row
     now = utc_now()
     after = {**before, **fields, "edited_at": now, "version": before["version"] + 1, "updated_at": now}
     await rows.write_back(tx, TABLE, [after], ("text", "edited_at", *BOOKKEEPING))
+    await search.update(tx, COMMENTS, [before], [after])
     changed = ["text", "edited_at"]
     payload = tx.emit(COMMENTS.name, "update", after, actor_id=identity.user_id, before=before, changed=changed)
     await _audit(tx, "update", identity, [before], ["text"])
@@ -137,9 +140,11 @@ async def _remove(tx: Transaction, identity: Identity, chosen: Rows) -> None:
     if removed:
         gone = [before[id_] for id_ in sorted(removed)]
         await tx.connection.execute(sa.delete(TABLE).where(rows.one_of(tx.is_sqlite, TABLE.c.id, sorted(removed))))
+        await search.remove(tx, COMMENTS, sorted(removed))
         await relations.emit_deletes(tx, COMMENTS, gone, identity.user_id)
     if after:
         await rows.write_back(tx, TABLE, after, _WRITTEN)
+        await search.update(tx, COMMENTS, [before[row["id"]] for row in after], after)
     for start in range(0, len(after), MAX_EVENT_ITEMS):
         part = after[start : start + MAX_EVENT_ITEMS]
         former = [before[row["id"]] for row in part]

@@ -175,17 +175,15 @@ async def begin_sqlite(driver: Any, seconds: float) -> None:
 
 
 def open_postgresql(url: str, read_seconds: float, *, has_pooler: bool = False) -> Engines:
-    """Return the engines of a PostgreSQL database, for direct connections or for PgBouncer.
-
-    Raises SettingsError for a certificate that cannot be read.
+    """Return the engines of a PostgreSQL database, for direct connections or for PgBouncer. Raises SettingsError for a
+    certificate that cannot be read.
     """
     given = postgresql_urls.options_of(url)
     _require_files(given.passed_on)
     # SQLAlchemy parses the user, the password, the host and the database; only the driver understands the options.
     address = make_url("postgresql+asyncpg" + url[url.index("://") :]).set(query={})
     connect_args: dict[str, Any] = {"timeout": given.connect_seconds or CONNECT_SECONDS}
-    if given.dsn is not None:
-        connect_args["dsn"] = given.dsn
+    connect_args |= {"dsn": given.dsn} if given.dsn is not None else {}
     if has_pooler:
         connect_args |= WITHOUT_KEPT_STATEMENTS
 
@@ -223,6 +221,9 @@ def open_postgresql(url: str, read_seconds: float, *, has_pooler: bool = False) 
     def reader_settings(lane: Lane) -> dict[str, str]:
         # JIT compilation costs planning time and gains nothing for such short statements.
         settings = {"jit": "off", "statement_timeout": _milliseconds(read_seconds + STATEMENT_GRACE_SECONDS)}
+        if lane is not Lane.POINT:
+            # Without its words, PostgreSQL does not know how many rows a search finds, and reads the whole table.
+            settings["plan_cache_mode"] = "force_custom_plan"
         if lane in (Lane.COSTLY, Lane.EXPORT):
             # A parallel read would take processor cores from the cheaper lanes.
             settings["max_parallel_workers_per_gather"] = "0"
@@ -266,8 +267,7 @@ def _require_settings(settings: Mapping[str, str], dbapi_connection: Any, _: Any
 
     PgBouncer refuses connections with settings, or drops the settings that its `ignore_startup_parameters` lists.
     """
-    expected = f"'{settings['statement_timeout']} ms'::interval"
-    is_set = f"current_setting('statement_timeout')::interval = {expected}"
+    is_set = f"current_setting('statement_timeout')::interval = '{settings['statement_timeout']} ms'::interval"
     query = f"SELECT {is_set}, set_config({SYNCHRONOUS_COMMIT}, false)"
 
     async def are_set(driver: Any) -> bool:

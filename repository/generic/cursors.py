@@ -32,11 +32,12 @@ from sqlalchemy import (
 
 from core import times
 from core.databases import columns
+from core.texts import tokens
 from schemas import MAX_ID
 
 MAX_CURSOR_BYTES = 2_048  # leaves room for the rest of a URL, which many proxies limit to 4 or 8 KiB
 EXPECTED = "Expected a cursor from a `Link` header"
-EXPECTED_SORT = "Expected a cursor from a `Link` header of this list with the same `sort`"
+EXPECTED_SORT = "Expected a cursor from a `Link` header of this list with the same `sort` or, without one, `q`"
 _TEXT = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_CURSOR_BYTES}}}")
 _DIGEST_SIZE = 6  # bytes; it guards against mistakes, not against attacks
 
@@ -47,11 +48,30 @@ Value = int | float | str | bool | None
 @dataclass(frozen=True, slots=True)
 class Ordering:
     """What decides the order of a list: its table, and `order_of`, which returns the order for the client's `sort` and
-    integer `after`.
+    integer `after`. `ranked` is the ordering of a search without either, if searches are ranked.
     """
 
     table: Table
     order_of: Callable[[Order, int | None], Order]
+    ranked: Ordering | None = None
+
+    def for_search(self, text: str, sort: Order, after: int | None) -> Ordering:
+        """Return the ordering of the rows that a search for `text` finds."""
+        is_ranked = self.ranked is not None and not sort and after is None and tokens.query_of(text)
+        return self.ranked if is_ranked and self.ranked is not None else self
+
+
+def total_order(sort: Order) -> Order:
+    """Return `sort` with the id as its last column, so that no two rows compare equal.
+
+    Columns after the id, and a column that is named a second time, do not change the order and are left out.
+    """
+    order: dict[str, bool] = {}
+    for name, is_descending in (*sort, ("id", False)):
+        order.setdefault(name, is_descending)
+        if name == "id":
+            break
+    return tuple(order.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +89,10 @@ class Cursor:
 # --- the text
 
 
-def digest_of(order: Order) -> str:
-    """Return a short digest of the columns and directions."""
-    return blake2b(repr(order).encode(), digest_size=_DIGEST_SIZE).hexdigest()
+def digest_of(order: Order, text: str = "") -> str:
+    """Return a short digest of the columns and directions and, for an order by rank, of the words of the search."""
+    ordered = (order, tokens.query_of(text).exact.whole) if text else order
+    return blake2b(repr(ordered).encode(), digest_size=_DIGEST_SIZE).hexdigest()
 
 
 def encode(cursor: Cursor) -> str | None:
@@ -100,10 +121,13 @@ def decode(text: str) -> Cursor:
     raise ValueError(EXPECTED)
 
 
-def check(cursor: Cursor, ordering: Ordering, sort: Order) -> None:
-    """Raise ValueError, whose message says what was expected, unless the cursor belongs to this list and `sort`."""
-    table, order = ordering.table, ordering.order_of(sort, cursor.after)
-    if cursor.digest != digest_of(order):
+def check(cursor: Cursor, ordering: Ordering, sort: Order, text: str = "") -> None:
+    """Raise ValueError, whose message says what was expected, unless the cursor belongs to this list, `sort` and, in an
+    order by rank, to a search for `text`.
+    """
+    found = ordering.for_search(text, sort, cursor.after)
+    table, order = found.table, found.order_of(sort, cursor.after)
+    if cursor.digest != digest_of(order, text if found is ordering.ranked else ""):
         raise ValueError(EXPECTED_SORT)
     columns = [table.c[name] for name, _ in order]
     # An integer `after` is compared with the id, which is a string in some lists.
@@ -182,6 +206,8 @@ def rows_after(table: Table, order: Order, nulls: Sequence[bool]) -> ColumnEleme
     return found
 
 
-def at(order: Order, row: Mapping[str, Value], after: int | None) -> Cursor:
-    """Return the cursor at a row, which holds the sort columns in the form that clients see."""
-    return Cursor(digest_of(order), tuple(row[name] for name, _ in order), after)
+def at(order: Order, row: Mapping[str, Value], after: int | None, text: str = "") -> Cursor:
+    """Return the cursor at a row, which holds the sort columns in the form that clients see. `text` is the search whose
+    ranks decide the order.
+    """
+    return Cursor(digest_of(order, text), tuple(row[name] for name, _ in order), after)

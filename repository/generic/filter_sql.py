@@ -29,6 +29,7 @@ from sqlalchemy.sql.elements import True_
 
 from core.filters import COMPARISONS, Condition, FieldType, Filter, Op
 from core.texts.normal import without_case
+from repository import search as index
 from resources.resource import Link
 
 # Reads up to this cost are light. The unit is the cost of one comparison for each row of the table. With 200,000 rows,
@@ -116,6 +117,8 @@ def _lower(column: ColumnElement[str], is_sqlite: bool) -> ColumnElement[str]:
 
 
 def _clause(table: Table, condition: Condition, is_sqlite: bool) -> ColumnElement[bool]:
+    if condition.op is Op.SEARCH:
+        return index.matches(table, str(condition.value), is_sqlite=is_sqlite)
     column: ColumnElement[Any] = table.c[condition.field.column]
     if condition.field.kind is FieldType.INTEGER:
         # The value is sent as the widest integer type, so that a value beyond the column's range matches nothing

@@ -19,12 +19,14 @@ import models
 from core.errors import FieldProblem, InvalidInput
 from core.filters import EVERYTHING, Filter
 from core.identity import unique_key
+from repository import search
 from repository.engine.database import Database
 from repository.engine.engines import Lane
 from repository.engine.events import Head, head_of
 from repository.engine.statement import statement
 from repository.generic import cursors, filter_sql, rows
-from repository.generic.cursors import Cursor, Order, Ordering
+from repository.generic.cursors import Cursor, Order, Ordering, total_order
+from repository.search import Ranking
 from resources.resource import Link, Resource
 from schemas import MAX_PROSE_LENGTH
 
@@ -97,6 +99,7 @@ class Shape:
     # earlier rows of the page.
     measure: str = ""
     extend: Extend | None = None  # returns the query with other rows before those of the page, in the same columns
+    ranking: Ranking | None = None  # the search that finds the rows, if `table` is its `ranked_table`
 
     @property
     def selected(self) -> tuple[str, ...]:
@@ -141,7 +144,10 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
     if shape.cursor_nulls is not None:
         page = page.where(cursors.rows_after(table, shape.order, shape.cursor_nulls))
     page = page.order_by(_order(table.name, shape.order, ids)).limit(_number("limit")).offset(_number("offset"))
-    if shape.is_sorted:
+    if shape.ranking is not None:
+        ranked = page.with_only_columns(table.c.id, table.c.rank).correlate(None)
+        page = select(_columns(table.name, names)).select_from(shape.ranking.of_page(ranked))
+    elif shape.is_sorted:
         # Only the ids are sorted: otherwise, SQLite reads all columns of every row, even of rows beyond the page.
         chosen = table.c.id.in_(page.with_only_columns(table.c.id).correlate(None))
         page = select(_columns(table.name, names)).select_from(table).where(chosen)
@@ -153,9 +159,13 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
         # The first row that does not fit is read, too, because it shows that the page is too large.
         fits = sa.text(f'"page"."{SIZE_SO_FAR}" - "page"."{_SIZE}" <= {MAX_PAGE_BYTES}')
     rows_of_page = page.subquery("page")
-    total = select(func.count()).select_from(counted).where(where).scalar_subquery().label("total")
+    matching = select(func.count()).select_from(counted if shape.ranking is None else source).where(where)
+    if shape.ranking is not None and isinstance(where, sa.True_):
+        matching = shape.ranking.total  # reads only the index
+    total = matching.scalar_subquery().label("total")
     query = select(head.c.epoch, head.c.seq, total, *shown).select_from(head.outerjoin(rows_of_page, fits))
     query = query.order_by(_order("page", shape.order))
+    query = query if shape.ranking is None else query.add_cte(shape.ranking.content)
     return query if shape.extend is None else shape.extend(query, shape)
 
 
@@ -234,7 +244,7 @@ def _end(shape: Shape, page: ListRequest, row: Sequence[Any]) -> Cursor:
     """Return the place of the last row, given by the columns of `shape.selected`."""
     found = dict(zip(shape.selected, row, strict=False))
     shown = {name: rows.shown(shape.table.c[name], found[name]) for name, _ in shape.order}
-    return cursors.at(shape.order, shown, page.after)
+    return cursors.at(shape.order, shown, page.after, shape.ranking.text if shape.ranking is not None else "")
 
 
 async def read(
@@ -265,8 +275,7 @@ async def read(
             raise
 
     found = await database.reading(work, lane)
-    head = head_of(found)
-    total, first = found[0][2:4]
+    head, (total, first) = head_of(found), found[0][2:4]
     if first is None:
         return Listed([], total, head)
     if shape.measure and found[-1][-1] > MAX_PAGE_BYTES:
@@ -292,38 +301,33 @@ def lane_of(shape: Shape, page: ListRequest) -> Lane:
     return Lane.COSTLY if filter_sql.cost(page.filter) + sort > filter_sql.MAX_LIGHT_COST else Lane.LIST
 
 
-def _where(database: Database, resource: Resource, page: ListRequest) -> ColumnElement[bool] | None:
-    clauses = []
-    if page.filter:
-        clauses.append(filter_sql.where(resource.table, page.filter, is_sqlite=database.is_sqlite))
-    if page.text:
-        clauses.append(filter_sql.search(resource.table, resource.searched, page.text, is_sqlite=database.is_sqlite))
-    return and_(*clauses) if clauses else None
-
-
-def total_order(sort: Order) -> Order:
-    """Return `sort` with the id as its last column, so that no two rows compare equal.
-
-    Columns after the id, and a column that is named a second time, do not change the order and are left out.
-    """
-    order: dict[str, bool] = {}
-    for name, is_descending in (*sort, ("id", False)):
-        order.setdefault(name, is_descending)
-        if name == "id":
-            break
-    return tuple(order.items())
+def _where(database: Database, shape: Shape, page: ListRequest) -> ColumnElement[bool] | None:
+    clauses = [filter_sql.where(shape.table, page.filter, is_sqlite=database.is_sqlite)] if page.filter else []
+    if page.text and shape.ranking is None:
+        clauses.append(search.matches(shape.table, page.text, is_sqlite=database.is_sqlite))
+    return and_(sa.true(), *clauses) if clauses or shape.ranking is not None else None
 
 
 def ordering_of(resource: Resource) -> Ordering:
     """Return what decides the order of the lists of a resource."""
-    return Ordering(resource.table, lambda sort, after: total_order(sort))
+    ranked = search.ranked_ordering(resource.table) if resource.searched else None
+    return Ordering(resource.table, lambda sort, after: total_order(sort), ranked)
+
+
+def _shape_of(database: Database, resource: Resource, page: ListRequest, columns: tuple[str, ...]) -> Shape:
+    ordering = ordering_of(resource)
+    found = ordering.for_search(page.text, page.sort, page.after)
+    shape = _shape(found.table, columns, found.order_of(page.sort, page.after), page)
+    ranking = Ranking(resource.table, page.text, database.is_sqlite) if found is ordering.ranked else None
+    return replace(shape, ranking=ranking)
 
 
 async def _read(
     database: Database, resource: Resource, page: ListRequest, columns: tuple[str, ...]
 ) -> Listed[Sequence[Any]]:
-    shape = _shape(resource.table, columns, total_order(page.sort), page)
-    return await read(database, shape, _where(database, resource, page), page, lane_of(shape, page))
+    shape = _shape_of(database, resource, page, columns)
+    lane = await search.lane_of(database, resource.table, page.text) or lane_of(shape, replace(page, text=""))
+    return await read(database, shape, _where(database, shape, page), page, lane)
 
 
 async def page_of(database: Database, resource: Resource, page: ListRequest) -> Listed[dict[str, Any]]:
@@ -343,16 +347,17 @@ async def labels_of(database: Database, resource: Resource, page: ListRequest) -
 
 def whole(database: Database, resource: Resource, request: ListRequest) -> sa.Select[Any]:
     """Return a query for `request.columns` (or all columns) of all rows of a list, in its order."""
-    table, where = resource.table, _where(database, resource, request)
-    rows_of_list = select(_columns(table.name, request.columns or resource.columns)).select_from(table)
-    rows_of_list = rows_of_list.where(where) if where is not None else rows_of_list
-    return rows_of_list.order_by(_order(table.name, total_order(request.sort)))
+    shape = _shape_of(database, resource, request, request.columns or resource.columns)
+    table, where = shape.table, _where(database, shape, request)
+    query = select(_columns(table.name, shape.columns)).select_from(table).order_by(_order(table.name, shape.order))
+    query = query if where is None else query.where(where)
+    return query if shape.ranking is None else query.add_cte(shape.ranking.content)
 
 
 async def count_of(database: Database, resource: Resource, page: ListRequest) -> Listed[Any]:
     """Return the total without rows. Raises Unavailable."""
     counted = Shape(resource.table, ("id",), total_order(()))
-    return await read(database, counted, _where(database, resource, page), ListRequest(limit=0), Lane.COSTLY)
+    return await read(database, counted, _where(database, counted, page), ListRequest(limit=0), Lane.COSTLY)
 
 
 async def entities_of(
@@ -384,16 +389,12 @@ async def find(database: Database, resource: Resource, name: int | str) -> dict[
 
 async def find_by(database: Database, resource: Resource, column: str, value: int, limit: int) -> list[dict[str, Any]]:
     """Return the first rows, in order of id, whose `column` holds `value`: at most `limit` of them, and no more than
-    fit into MAX_PAGE_BYTES.
-
-    Raises Unavailable.
+    fit into MAX_PAGE_BYTES. Raises Unavailable.
     """
     shape = Shape(resource.table, resource.columns, (("id", False),), measure=BYTES_OF[database.is_sqlite])
     page = select(_columns(resource.table.name, resource.columns)).where(resource.table.c[column] == value)
     page = page.order_by(resource.table.c.id).limit(limit)
     measured = _measured(page, shape, resource.columns).subquery("page")
     fits = sa.text(f'"page"."{SIZE_SO_FAR}" <= {MAX_PAGE_BYTES}')
-    found = (
-        select(_columns("page", resource.columns)).select_from(measured).where(fits).order_by(sa.text('"page"."id"'))
-    )
-    return rows.from_driver(resource.table, await database.select(found, Lane.LIST))
+    found = select(_columns("page", resource.columns)).select_from(measured).where(fits)
+    return rows.from_driver(resource.table, await database.select(found.order_by(sa.text('"page"."id"')), Lane.LIST))

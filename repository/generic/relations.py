@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Table, delete, func, select, update
 
 from core.errors import Conflict
 from core.times import utc_now
+from repository import search
 from repository.engine.statement import statement
 from repository.engine.transaction import MAX_EVENT_ITEMS, Transaction, former_values
 from repository.generic import rows
@@ -98,6 +99,7 @@ async def _locked(tx: Transaction, table: Table, chosen: ColumnElement[bool]) ->
 
 async def _take(tx: Transaction, child: Resource, chosen: ColumnElement[bool], actor_id: int | None) -> None:
     async for gone in _locked(tx, child.table, chosen):
+        await search.remove(tx, child, [row["id"] for row in gone])
         await emit_deletes(tx, child, gone, actor_id)
     # One statement deletes them all, because they may refer to one another.
     await tx.connection.execute(delete(child.table).where(chosen))

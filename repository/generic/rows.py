@@ -99,7 +99,7 @@ async def insert_records(
         # type has changed since it was prepared, PostgreSQL would store other values. Running the statement turns such
         # a change into an error, and locks the types until COMMIT.
         await driver.fetch(f'SELECT {listed} FROM "{table.name}" LIMIT 1')  # noqa: S608 (names of our own tables)
-        await driver.copy_records_to_table(table.name, records=records, columns=columns)
+        await driver.copy_records_to_table(table.name, records=records, columns=list(columns))
         return
     marks = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
     one = statement(f'INSERT INTO "{table.name}" ({listed}) VALUES ({marks})')  # noqa: S608 (names of our own tables)

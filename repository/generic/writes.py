@@ -18,6 +18,7 @@ from sqlalchemy import delete
 from core.errors import NotFound
 from core.identity import Identity
 from core.times import utc_now
+from repository import search
 from repository.accounts import audit
 from repository.engine.transaction import Transaction, former_values
 from repository.generic import conflicts, linked_rows, links, relations, rows
@@ -42,7 +43,7 @@ class Prepared:
     """Rows to insert, as far as they can be prepared before their ids and times are known.
 
     `values` holds the columns `names`, ready for the driver; `encoded` holds the JSON of the rows as clients see
-    them.
+    them; `indexed` holds their words for the search.
     """
 
     resource: Resource
@@ -50,6 +51,7 @@ class Prepared:
     names: Sequence[str]
     values: Sequence[tuple[Any, ...]]
     encoded: Sequence[bytes]
+    indexed: Sequence[search.Indexed]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -66,7 +68,8 @@ def prepare(resource: Resource, items: Sequence[Row], user_id: int | None, *, is
         stored = ((*row.values(), *(rows.key_of(row[source]) for source in resource.keys.values())) for row in made)
         names = (*names, *resource.keys)
     values = rows.driver_values(resource.table, names, stored, is_sqlite=is_sqlite)
-    return Prepared(resource, made, names, values, [orjson.dumps(row) for row in made])
+    encoded = [orjson.dumps(row) for row in made]
+    return Prepared(resource, made, names, values, encoded, search.index_rows(resource, made))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +127,10 @@ async def add_bulk(
         conflicts.raise_for(conflicting, bulk=True)
     refused = {**{index: [found] for index, found in conflicting.items()}, **resolved.refused}
     good = {index: item for index, item in enumerate(resolved.items) if index not in refused}
-    make = partial(prepare, resource, list(good.values()), identity.user_id, is_sqlite=tx.is_sqlite)
+    make = partial(prepare, resource, [*good.values()], identity.user_id, is_sqlite=tx.is_sqlite)
     stored = await _store(tx, await rows.off_the_loop(len(good), make), identity.user_id, job_id)
-    await links.store(
-        tx, resolved, {index: id_ for index, (id_, _) in zip(good, stored, strict=True)}, identity.user_id
-    )
+    ids = {index: id_ for index, (id_, _) in zip(good, stored, strict=True)}
+    await links.store(tx, resolved, ids, identity.user_id)
     encoded = [payload for _, payload in stored]
     if resource.writers:
         await _audit(tx, "create", resource, identity, [orjson.loads(payload) for payload in encoded])
@@ -191,13 +193,8 @@ def _adder(tx: Transaction, resource: Resource, identity: Identity) -> links.Add
             tx.emit_encoded(linked.name, "add", str(stored[0][0]), stored[0][1], actor_id=identity.user_id)
         else:
             stored = await _store(tx, prepared, identity.user_id)
-        await _audit(
-            tx,
-            "create",
-            linked,
-            identity,
-            [{**row, "id": id_} for row, (id_, _) in zip(prepared.rows, stored, strict=True)],
-        )
+        made = [{**row, "id": id_} for row, (id_, _) in zip(prepared.rows, stored, strict=True)]
+        await _audit(tx, "create", linked, identity, made)
 
     return add
 
@@ -208,6 +205,7 @@ async def _insert(tx: Transaction, prepared: Prepared) -> list[tuple[int, bytes]
     table = prepared.resource.table
     ids = await rows.reserve_ids(tx, table, len(prepared.rows))
     await rows.insert(tx, table, prepared.names, ids, prepared.values, now)
+    await search.insert(tx, prepared.resource, ids, prepared.indexed)
     tail = orjson.dumps({"created_at": now, "updated_at": now})[1:]
     return [
         (entity_id, b'{"id":%d,%s,%s' % (entity_id, middle[1:-1], tail))
@@ -268,6 +266,7 @@ async def edit(
         return Stored(entity_id, before["version"], orjson.dumps(before))
     linked_rows.require_few(resource, [before], [after])
     await rows.write_back(tx, resource.table, [after], (*changed, *BOOKKEEPING))
+    await search.update(tx, resource, [before], [after])
     payload = tx.emit(resource.name, "update", after, actor_id=identity.user_id, before=before, changed=changed)
     await relations.recount(tx, resource, [before], [after], identity.user_id)
     await links.store(tx, resolved, {0: entity_id}, identity.user_id)
@@ -302,6 +301,7 @@ async def edit_bulk(
     if done.after:
         linked_rows.require_few(resource, done.before, done.after)
         await rows.write_back(tx, resource.table, done.after, (*done.changed, *BOOKKEEPING))
+        await search.update(tx, resource, done.before, done.after)
         tx.emit_bulk(
             resource.name,
             "update_bulk",
@@ -364,6 +364,7 @@ async def remove(tx: Transaction, resource: Resource, identity: Identity, entity
     await linked_rows.release(tx, resource, [row], identity.user_id)
     await links.remove(tx, resource, [row], identity.user_id)
     await tx.connection.execute(delete(resource.table).where(resource.table.c.id == entity_id))
+    await search.remove(tx, resource, [entity_id])
     tx.emit(resource.name, "delete", row, actor_id=identity.user_id, before=row)
     await relations.recount(tx, resource, [row], (), identity.user_id)
     await _audit(tx, "delete", resource, identity, [row])
@@ -382,6 +383,7 @@ async def remove_bulk(tx: Transaction, resource: Resource, identity: Identity, i
     await links.remove(tx, resource, gone, identity.user_id)
     named = rows.one_of(tx.is_sqlite, resource.table.c.id, list(found))
     await tx.connection.execute(delete(resource.table).where(named))
+    await search.remove(tx, resource, list(found))
     tx.emit_bulk(
         resource.name,
         "delete_bulk",

@@ -14,7 +14,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import JSON, select, text
+from sqlalchemy import JSON, Table, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 import models
@@ -84,7 +84,7 @@ async def _batches(
 ) -> AsyncGenerator[Batch, None]:
     query = lists.whole(database, resource, request)
     if not database.is_sqlite:
-        query = query.with_only_columns(text(_as_text(resource, request.columns or resource.columns)))
+        query = query.with_only_columns(text(_as_text(resource.table, request.columns or resource.columns)))
     query = query.execution_options(yield_per=BATCH_ROWS)
     async with connection.stream(query) as found:
         async for batch in found.partitions():
@@ -117,15 +117,14 @@ async def _while_log_is_small(database: Database) -> AsyncIterator[None]:
         raise Unavailable("Too many rows were written during the export; try again when fewer are written") from error
 
 
-def _as_text(resource: Resource, columns: Sequence[str]) -> str:
+def _as_text(table: Table, columns: Sequence[str]) -> str:
     """Return the columns as PostgreSQL should return them: times, dates and lists as text, because converting them in
     Python would take most of the time of an export.
     """
-    table = resource.table
     found = []
     for name in columns:
         form = _FORMS.get(type(table.c[name].type), "{}")
-        found.append(form.format(f'"{table.name}"."{name}"'))
+        found.append(form.format(f'"{name}"'))
     return ", ".join(found)
 
 

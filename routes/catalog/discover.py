@@ -7,7 +7,7 @@ from starlette.responses import Response
 from core import times
 from core.filters import Condition, Filter, Op, Scalar, build
 from repository.catalog import similar
-from repository.generic import lists
+from repository.generic import cursors, lists
 from repository.generic.cursors import Order, Ordering
 from repository.generic.lists import ListRequest
 from resources.movies import MOVIES
@@ -17,8 +17,8 @@ from routes.http.queries import ById, PageQuery, SearchQuery
 
 operations = Operations(MOVIES.name)
 
-POPULAR: Order = lists.total_order((("ratings_count", True), ("average_rating", True)))
-RECENT: Order = lists.total_order((("release_date", True),))
+POPULAR: Order = cursors.total_order((("ratings_count", True), ("average_rating", True)))
+RECENT: Order = cursors.total_order((("release_date", True),))
 
 ENTITIES = list[MOVIES.entity]  # type: ignore[name-defined]
 LISTED = Details(filters=MOVIES.fields)

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import Field
 from starlette.responses import Response
 
+import schemas
 from core.error_bodies import weights_of
 from core.errors import NotAcceptable
 from repository.generic.lists import ListRequest
@@ -22,7 +23,7 @@ Flag = Literal["true", "false"]
 
 
 class ExportQuery(queries.Parameters):
-    q: queries.Search = ""
+    q: schemas.Search = ""
     sort: queries.Sort = None
     format: Literal["csv", "ndjson"] | None = Field(
         default=None, description="By default, the format that `Accept` prefers, or `ndjson`"

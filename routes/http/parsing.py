@@ -280,7 +280,7 @@ def _cursor(
     try:
         cursor = cursors.decode(values.pop("after"))
         if sort is not None:
-            cursors.check(cursor, operation.ordering, sort)
+            cursors.check(cursor, operation.ordering, sort, values.get("q", ""))
     except ValueError as error:
         expected = f"{error}, or an id" if takes_ids else str(error)
         problems.append(FieldProblem(("query", "after"), expected, "invalid_cursor"))

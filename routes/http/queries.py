@@ -78,29 +78,6 @@ class ByUuid(Parameters):
 
 # --- queries
 
-MAX_SEARCHED_WORDS = 8  # bounded because every row is searched for every word
-_GAP, _LETTER = f"[{schemas.PADDING}]", rf"[^{schemas.PADDING}\x00]"
-_FEW_WORDS = rf"^{_GAP}*(?:{_LETTER}+{_GAP}+){{0,{MAX_SEARCHED_WORDS - 1}}}(?:{_LETTER}+{_GAP}*)?$"
-
-
-def _few_words(text: str) -> str:
-    words = dict.fromkeys(text.split())
-    if len(words) > MAX_SEARCHED_WORDS:
-        raise ValueError(f"expected at most {MAX_SEARCHED_WORDS} different words, got {len(words)}")
-    return " ".join(words)
-
-
-Search = Annotated[
-    str,
-    Field(
-        max_length=200,
-        pattern=schemas.NO_NUL,
-        description=f"Only rows that contain every word, ignoring case; at most {MAX_SEARCHED_WORDS} words",
-        json_schema_extra={"pattern": _FEW_WORDS},
-    ),
-    schemas.normal(200),
-    AfterValidator(_few_words),
-]
 Sort = Annotated[
     str | None,
     Field(
@@ -129,7 +106,7 @@ class PageQuery(Parameters):
 class SearchQuery(PageQuery):
     """The query of a list in a fixed order."""
 
-    q: Search = ""
+    q: schemas.Search = ""
 
 
 class TrailQuery(PageQuery):
@@ -140,7 +117,7 @@ class TrailQuery(PageQuery):
 
 
 class ListQuery(TrailQuery):
-    q: Search = ""
+    q: schemas.Search = ""
 
 
 def sortable(fields: Mapping[str, filters.Field]) -> list[str]:
@@ -219,7 +196,7 @@ def list_request(
 
 
 class CountQuery(Parameters):
-    q: Search = ""
+    q: schemas.Search = ""
 
 
 class OnErrorQuery(Parameters):

@@ -255,15 +255,20 @@ async def test_the_movies_of_a_row_are_a_list_like_any_other(service: Service) -
         rows = [
             {"title": f"Loot {n}", "rating": 10 + n // 2, "genres": [one["id"]] if n != 3 else []} for n in range(8)
         ]
+        rows[5] |= {"title": "The loot", "country": "AQ"}
+        rows[6] |= {"country": "AQ"}
         movies = await alice.add_bulk(rows)
         shown = [row for row in movies if row["genres"]]
         path = f"/genres/{one['id']}/movies"
         for query, expected in (
             ("", shown),
             ("sort=-rating", sorted(shown, key=lambda row: (-row["rating"], row["id"]))),
-            ("q=loot&rating[gte]=12&sort=title", [row for row in shown if row["rating"] >= 12]),
+            ("q=loot&rating[gte]=12&sort=title", [shown[3], *shown[5:], shown[4]]),
             (f"after={movies[2]['id']}", shown[3:]),
             (f"genre={quote(one['name'])}", shown),
+            ("q=lóot", [*shown[:4], *shown[5:], shown[4]]),
+            ("q=loot&rating[gte]=12&sort=id", shown[3:]),
+            ("q=the", [shown[4]]),
         ):
             answer = await alice.http.get(f"{path}?limit=1000&{query}")
             assert answer.json() == expected, query
@@ -274,6 +279,9 @@ async def test_the_movies_of_a_row_are_a_list_like_any_other(service: Service) -
                 walked += answer.json()
                 url = links(answer).get("next", "")
             assert walked == expected, query
+            assert "after" in query or answer.headers["x-total-count"] == str(len(expected)), query
+        found = await ok(alice.http.get(f"/countries/aq/movies?q=loot&user_id={alice.id}"))
+        assert found == [movies[6], movies[5]]
         assert (await alice.http.get(f"{path}?limit=0")).headers["x-total-count"] == str(len(shown))
         assert await ok(alice.http.get(f"{path}?fields=title&limit=1")) == [{"title": "Loot 0"}]
         assert_problem(await alice.http.get(f"/genres/{2**62}/movies"), 404)

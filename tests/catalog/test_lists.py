@@ -375,6 +375,34 @@ async def test_groups_of_conditions_are_alternatives(service: Service) -> None:
         assert answer.json()["detail"][0]["loc"] == ["query", "or[0][planet]"]
 
 
+# --- searches
+
+
+async def test_a_search_is_walked_in_the_order_of_the_ranks(service: Service) -> None:
+    async with service.person() as alice:
+        mark = f"rank{alice.id}"
+        titles = [f"x {mark}", f"{mark} lime", f"{mark}", f"{mark} lîme", "other", f"lime in {mark}", f"{mark} lime"]
+        rows = [{"title": title, "description": mark if title == "other" else None} for title in titles]
+        await ok(alice.http.post("/movies/bulk", json=rows), 201)
+        for query, wanted in (
+            (mark, [2, 1, 3, 6, 0, 5, 4]),
+            (f"{mark} lime", [1, 6, 3, 5]),
+            (f"{mark} LÎME", [3, 1, 6, 5]),
+        ):
+            for narrowed in ("", f"&user_id={alice.id}"):
+                found, url = [], f"/movies?q={query}&limit=2&fields=title{narrowed}"
+                while url:
+                    response = await alice.http.get(url)
+                    assert response.headers["x-total-count"] == str(len(wanted))
+                    found += [row["title"] for row in response.json()]
+                    url = response.links.get("next", {}).get("url", "")
+                assert found == [titles[place] for place in wanted], query
+        second = (await alice.http.get(f"/movies?q={mark}&limit=2")).links["next"]["url"]
+        for changed in (f"/movies?q={mark}x", f"/movies?q={mark}&sort=title"):
+            after = second.partition("after=")[2].partition("&")[0]
+            assert_problem(await alice.http.get(f"{changed}&after={after}"), 422, ["query", "after"])
+
+
 # --- the size limit
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from repository.generic import cursors, lists
+from repository.generic import cursors
 from repository.generic.cursors import Order
 from tests.support.backends import SQLITE_ONLY
 from tests.support.requests import assert_problem, change_group, ok, sign_in
@@ -305,7 +305,7 @@ def text_of(cursor: cursors.Cursor) -> str:
 
 
 def at_rating(rating: int, sort: Order = (("rating", False),)) -> str:
-    return text_of(cursors.at(lists.total_order(sort), {"rating": rating, "id": 2**63 - 1}, None))
+    return text_of(cursors.at(cursors.total_order(sort), {"rating": rating, "id": 2**63 - 1}, None))
 
 
 @SQLITE_ONLY

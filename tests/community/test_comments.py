@@ -348,6 +348,46 @@ async def test_comments_are_watched_with_filters_snapshots_and_resume(service: S
             assert (gone["data"], gone["reason"]) == ({"id": mine["id"]}, "filter")
 
 
+async def test_a_search_selects_comments_in_lists_trees_and_subscriptions(service: Service) -> None:
+    async with service.person() as alice, service.watch() as watcher:
+        movie = await alice.add()
+        texts = ("A café scene", "Cafe", "No words", "Café again")
+        first, second, third, last = [await comment(alice, movie, text) for text in texts]
+        answer = await reply(alice, third, "the cafe!")
+        mine = f"user_id={alice.id}&fields=id"
+        for query, expected in (
+            ("cafe", [second, last, answer, first]),
+            ("café", [second, last, first, answer]),
+            ("caf sc", [first]),
+            ("cafe&sort=-id", [answer, last, second, first]),
+        ):
+            assert await ok(alice.http.get(f"/comments?q={query}&{mine}")) == [{"id": row["id"]} for row in expected]
+            path, found = f"/movies/{movie['id']}/comments?limit=1&q={query}", []
+            while path:  # a tree is in the order of its comments
+                page = await alice.http.get(path)
+                found += shape(page.json())
+                path = links(page).get("next", "")
+            wanted = [row["id"] for row in expected if row is not answer]
+            assert found == (wanted if "sort" in query else sorted(wanted)), query
+        assert await ok(alice.http.get(f"/movies/{movie['id']}/comments?q=words")) == [
+            {**third, "replies_count": 1, "replies": [{**answer, "replies": [], "more_replies": None}]}
+            | {"more_replies": None}
+        ]
+        assert len(await ok(alice.http.get(f"/comments/{third['id']}/replies?q=the"))) == 1
+
+        await subscribed(watcher, topics=["comments"], q="cafe", filter={"movie_id": movie["id"]}, snapshot=True)
+        assert await rows_of(watcher, "comments") == [first, second, last, answer]
+        edited = await ok(alice.http.patch(f"/comments/{third['id']}", json={"text": "Still a CAFE"}))
+        assert (await watcher.expect("add", "comments"))["data"] == edited
+        await delete(alice, third)  # it keeps its place, without its text
+        assert (await watcher.expect("delete", "comments"))["reason"] == "filter"
+        assert await ok(alice.http.get(f"/comments?q=still&movie_id={movie['id']}")) == []
+        assert (await alice.http.delete(f"/movies/{movie['id']}")).status_code == 204
+        assert (await watcher.expect("delete_bulk", "comments"))["data"]["count"] == 4
+        ids = ", ".join(str(row["id"]) for row in (first, second, third, last, answer))
+        assert await sql(service, f"SELECT id FROM comments_search WHERE id IN ({ids})") == []
+
+
 # --- exact counts under concurrency
 
 

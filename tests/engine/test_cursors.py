@@ -58,7 +58,7 @@ def with_values(ordering: Ordering, sort: Order, *values: object, after: object 
 
 @pytest.mark.parametrize("after", [None, 0, 2**63 - 1])
 def test_a_cursor_survives_its_text(after: int | None) -> None:
-    cursor = cursors.at(lists.total_order(BY_ALL), ROW, after)
+    cursor = cursors.at(cursors.total_order(BY_ALL), ROW, after)
     text = cursors.encode(cursor)
     assert text is not None
     assert "=" not in text
@@ -159,7 +159,7 @@ def test_a_cursor_is_valid_for_its_order_only() -> None:
 
 
 def test_a_cursor_has_a_maximum_length() -> None:
-    order = lists.total_order((("description", False),))
+    order = cursors.total_order((("description", False),))
     texts = [cursors.encode(cursors.at(order, {"description": "x" * n, "id": 1}, None)) for n in range(1_600)]
     longest = max((text for text in texts if text is not None), key=len)
     assert len(longest) == cursors.MAX_CURSOR_BYTES

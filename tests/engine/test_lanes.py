@@ -9,7 +9,8 @@ import pytest
 from core.filters import Filter, parse_json
 from repository.engine.engines import Lane
 from repository.generic import lists
-from repository.generic.lists import ListRequest, Shape, total_order
+from repository.generic.cursors import total_order
+from repository.generic.lists import ListRequest, Shape
 from resources.movies import MOVIES
 from routes.http import queries
 

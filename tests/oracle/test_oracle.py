@@ -5,6 +5,7 @@ ORACLE_EXAMPLES sets the number of plays; a failing play prints its steps.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings, stateful
 from hypothesis import strategies as st
 
+from repository.engine.database import Database
 from tests.oracle.client import Client
 from tests.oracle.filters import filters
 from tests.oracle.play import LANES, Wish, World
@@ -22,6 +24,7 @@ from tests.oracle.writes import ADMIN, Batch
 from tests.support.servers.postgresql import PostgresServer
 from tests.support.servers.redis import RedisServer
 from tests.support.service import ROOT, Service
+from tests.support.words import require_exact_index
 
 EXAMPLES = int(os.environ.get("ORACLE_EXAMPLES", "3"))
 STEPS = 24
@@ -233,6 +236,13 @@ def play(services: Sequence[Service], examples: int) -> None:
         )
         for service in services:
             assert '"level":"error"' not in service.log()
+        asyncio.run(index_is_exact(services[0].database_url))
+
+
+async def index_is_exact(database_url: str) -> None:
+    database = Database(database_url)
+    await require_exact_index(database)
+    await database.close()
 
 
 SETTINGS = {"LOG_LEVEL": "warning", "ACCESS_TOKEN_EXPIRE_MINUTES": "1000", "PYTHONPATH": str(ROOT)}

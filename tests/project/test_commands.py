@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 
@@ -35,6 +36,14 @@ def test_the_list_of_commands_does_not_import_the_product() -> None:
     done = subprocess.run([sys.executable, "-c", SHOW_HELP], cwd=ROOT, capture_output=True, text=True, check=True)
     assert all(f"  {name} " in done.stdout for name in COMMANDS)
     assert not {"main", "starlette", "sqlalchemy"} & set(done.stderr.split())
+
+
+def test_the_index_for_searches_is_rebuilt(tmp_path: Path) -> None:
+    settings = {"DATABASE_URL": f"sqlite:///{tmp_path}/marquee.db", "PATH": ""}
+    command = [sys.executable, str(ROOT / "cli.py"), "search", "rebuild"]
+    done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True, check=True)
+    assert "Indexed 0 movies.\n" in done.stdout
+    assert "Indexed 249 countries.\n" in done.stdout
 
 
 @SQLITE_ONLY

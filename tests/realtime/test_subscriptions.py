@@ -59,6 +59,43 @@ async def test_a_subscription_is_silent_after_unsubscribe(service: Service) -> N
         assert (await subscribed(watcher, topics=["movies"]))["subscription"] == "s1", "the name is free again"
 
 
+async def test_a_search_is_kept_up_to_date(service: Service) -> None:
+    """The rows of a subscription with `q` are those that the list finds, in the snapshot, live and after a resume."""
+    async with service.person() as alice, service.watch() as watcher:
+        mark = f"mark{alice.id}"
+        wanted: dict[str, Any] = {"topics": ["characters", "movies"], "q": f"  CAFE {mark.upper()}\u0301 "}
+        first = await alice.add(title=f"Le Café, {mark}", rating=60)
+        await alice.add(title=f"caf {mark}")
+        await subscribed(watcher, **wanted, snapshot=True, filter={"user_id": alice.id}, **{"as": "found"})
+        found = {topic: await rows_of(watcher, topic) for topic in ("characters", "movies")}
+        assert found == {"movies": [first], "characters": []}
+        assert (await alice.http.get("/movies", params={"q": wanted["q"]})).json() == [first]
+
+        second = await alice.add(title="Ｃａｆé", description=f"{mark}: 'OR' \" NEAR(")
+        assert (await watcher.expect("add"))["data"] == second
+        edits = [{"id": first["id"], "title": f"no {mark}"}, {"id": second["id"], "rating": 3}]
+        await alice.http.patch("/movies/bulk", json=edits)
+        assert (await watcher.expect("update_bulk"))["data"]["count"] == 1
+        left = await watcher.expect("delete_bulk")
+        assert (left["data"]["ids"], left["reason"]) == ([first["id"]], "filter")
+        character = await alice.http.post("/characters", json={"name": "x", "description": f"cafés {mark}"})
+        await watcher.expect("add", "characters")
+        await alice.http.delete(f"/movies/{second['id']}")
+        gone = await watcher.expect("delete")
+
+        async with service.watch() as late:
+            resumed = wanted | {"since": await service.position(left["seq"]), "as": "found"}
+            await subscribed(late, **resumed)
+            assert (await late.expect("add", "characters"))["data"] == character.json()
+            assert (await late.expect("delete"))["seq"] == gone["seq"]
+
+        # Words without letters or digits restrict nothing.
+        await subscribed(watcher, topics=["jobs"], q='"*: - \u0301', **{"as": "jobs"})
+        for topics, text, loc in ((["jobs", "movies"], "a", ["q"]), (["movies"], "a b c d e f g h i", ["q"])):
+            reply = await watcher.ask({"id": 1, "action": "subscribe", "topics": topics, "q": text})
+            assert (reply["ok"], reply["error"]["detail"][0]["loc"]) == (False, loc)
+
+
 async def test_a_filtered_row_enters_changes_and_leaves(service: Service) -> None:
     async with service.person() as alice, service.watch() as watcher:
         wanted = {"genre": "Noir", "rating": {"gte": 50}, "user_id": alice.id}

@@ -12,7 +12,7 @@ import pytest
 
 from repository.engine.database import Database
 from repository.engine.engines import READERS, Lane
-from routes.http.queries import MAX_SEARCHED_WORDS
+from schemas import MAX_SEARCHED_WORDS
 from tests.conftest import Places
 from tests.support.backends import SQLITE_ONLY
 from tests.support.metrics import metric
@@ -184,7 +184,7 @@ async def test_a_search_finds_each_word_in_any_searched_field(service: Service) 
         found = ("{} ÜBER", "lime {} lime", "100% {}", "harry_lime {}", "όσ {}", "\\ {}")
         for text in (each.format(mark) for each in found):
             assert await ok(alice.http.get("/movies", params={"q": text})) == [movie], text
-        for text in (f"{mark} absent", f"100_ {mark}", f"harry%lime {mark}", f"{mark}harry"):
+        for text in (f"{mark} absent", f"10_0 {mark}", f"arry {mark}", f"{mark}harry"):
             assert await ok(alice.http.get("/movies", params={"q": text})) == [], text
         bare = await alice.add(title=f"{mark} bare")
         assert await ok(alice.http.get("/movies", params={"q": f"bare {mark}"})) == [bare]
