@@ -482,8 +482,8 @@ async def test_without_activation_a_sign_in_checks_the_newest_accounts_that_stil
     assert checked == [None]
 
 
-async def test_accounts_of_earlier_versions_are_found_by_their_address(new_places: Callable[[], Places]) -> None:
-    database = Database(new_places().database_url)
+async def test_accounts_of_earlier_versions_are_found_by_their_address(empty_places: Callable[[], Places]) -> None:
+    database = Database(empty_places().database_url)
     # The keys that earlier versions stored: of an owner, and of three accounts that await activation.
     keys = {"owner": "holly@example.org", "first": "WAITING holly@example.org", "second": None, "free": "x@example.org"}
     async with database.begin() as (connection, _):

@@ -141,9 +141,9 @@ async def test_an_entry_names_the_first_hundred_rows_and_counts_all(service: Ser
 
 
 async def test_entries_of_earlier_versions_are_about_accounts(
-    new_places: Callable[[], Places], new_service: Callable[..., Service]
+    empty_places: Callable[[], Places], new_service: Callable[..., Service]
 ) -> None:
-    places = new_places()
+    places = empty_places()
     database = Database(places.database_url)
     async with database.begin() as (connection, _):
         await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), "0009"))

@@ -65,9 +65,9 @@ async def test_a_new_database_has_every_code_of_the_standard(database: Database,
 
 
 async def test_an_upgrade_adds_all_codes_with_their_events(
-    new_places: Callable[[], Places], new_service: Callable[..., Service]
+    empty_places: Callable[[], Places], new_service: Callable[..., Service]
 ) -> None:
-    places = new_places()
+    places = empty_places()
     database = Database(places.database_url)
     async with database.begin() as (connection, _):
         await connection.run_sync(lambda sync: command.upgrade(migrations._config(sync), "0011"))

@@ -159,9 +159,9 @@ def fill(connection: Connection) -> None:
 
 
 async def test_stored_text_is_mended_with_its_events(
-    new_places: Callable[[], Places], new_service: Callable[..., Service]
+    empty_places: Callable[[], Places], new_service: Callable[..., Service]
 ) -> None:
-    places = new_places()
+    places = empty_places()
     events = await filled_by_the_version_before(places)
     service = new_service(places, PASSWORD_MEMORY_KIB="8", PASSWORD_TIME_COST="1").start()
     async with service.anyone() as client:

@@ -269,8 +269,8 @@ async def test_pruning_deletes_the_oldest_events_and_keeps_the_numbers(database:
     assert [event.seq for event in page] == [11]
 
 
-async def test_concurrent_migrations_create_one_epoch(new_places: Callable[[], Places]) -> None:
-    places = new_places()
+async def test_concurrent_migrations_create_one_epoch(empty_places: Callable[[], Places]) -> None:
+    places = empty_places()
     databases = [Database(places.database_url) for _ in range(3)]
     await asyncio.gather(*(migrations.migrate(database) for database in databases))
     heads = {await event_log.head(database) for database in databases}

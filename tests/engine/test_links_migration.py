@@ -70,9 +70,9 @@ def fill(connection: Any) -> None:
 
 
 async def test_names_and_countries_of_movies_become_links(
-    new_places: Callable[[], Places], new_service: Callable[..., Service]
+    empty_places: Callable[[], Places], new_service: Callable[..., Service]
 ) -> None:
-    places = new_places()
+    places = empty_places()
     database = Database(places.database_url)
     await run(database, fill)
     service = new_service(places).start()

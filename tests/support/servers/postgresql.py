@@ -50,11 +50,11 @@ class PostgresServer(Server):
         self._tls = {} if certificates is None else self._own_copies(certificates)
         self._numbers = itertools.count(1)
 
-    def create_database(self) -> str:
-        """Create an empty database and return its URL."""
+    def create_database(self, template: str = "template0") -> str:
+        """Create a copy of a database, by default an empty one, and return its URL."""
         name = f"{DATABASE_PREFIX}{next(self._numbers)}"
-        # Any connection to the template would make CREATE DATABASE fail, but template0 accepts no connections.
-        self._execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
+        # Any connection to the template would make CREATE DATABASE fail; template0 accepts no connections.
+        self._execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
         return f"postgresql://postgres@{HOST}:{self.port}/{name}"
 
     def _own_copies(self, certificates: Path) -> dict[str, str]:
