@@ -159,7 +159,15 @@ comments = numbered(
 )
 
 # The words of the rows that have an index for searches.
-WORDS = {each.name: words_of(each) for each in (movies, characters, genres, actors, countries, languages, comments)}
+WORDS = {
+    "movies": words_of(movies, "title", "actors", "description"),
+    "characters": words_of(characters, "name", "description"),
+    "genres": words_of(genres, "name", "description"),
+    "actors": words_of(actors, "name", "biography"),
+    "countries": words_of(countries, "name", "code"),
+    "languages": words_of(languages, "name", "code"),
+    "comments": words_of(comments, "text"),
+}
 
 sessions = Table(
     "sessions",

@@ -50,7 +50,7 @@ MOVIES = Resource(
     body=MovieBody,
     singular="movie",
     label="title",
-    searched=("title", "description"),
+    searched=("title", "actors", "description"),
     example_change={"rating": 95},
     links=(
         Link("country", COUNTRIES, count="movies_count", shown="code"),

@@ -176,8 +176,7 @@ class Resource:
     @cached_property
     def search(self) -> Field:
         """The field of the condition that a row holds the words of a query, if the rows have an index of words."""
-        label, *others = dict.fromkeys(filter(None, (self.label, *self.searched)))
-        return Field("q", label, FieldType.TEXT, searched=(label, *others))
+        return Field("q", self.searched[0], FieldType.TEXT, searched=self.searched)
 
     @property
     def has_owner(self) -> bool:

@@ -10,6 +10,8 @@ from sqlalchemy import Column, ForeignKey, Index, Integer, SmallInteger, Table
 
 from core.databases.columns import Id, UtcTime, text
 
+EXACT_PREFIX = "exact_"
+
 metadata = sa.MetaData(
     naming_convention={
         "ix": "ix_%(column_0_label)s",
@@ -46,20 +48,19 @@ def links(linked: Table, owner: Table, linked_id: str, owner_id: str) -> Table:
     return Table(name, metadata, *columns, position, index, sqlite_with_rowid=False)
 
 
-def words_of(table: Table) -> Table:
+def words_of(table: Table, *searched: str) -> Table:
     """Return the table with the words of a table's rows, as `core/texts/tokens.py` makes them.
 
-    `label` and `words` hold folded tokens, each after a space: those of the row's label, and those of its other
-    searched columns. `exact_label` and `exact_words` hold the exact tokens where they differ. On PostgreSQL, the tokens
-    have a GIN index; on SQLite, triggers copy them to a table of the extension FTS5, named `<table>_fts`. Alembic
-    cannot express either, so `migrations/versions/0018_search.py` creates them.
+    For each of the `searched` columns, the most important first, a column with the same name holds the folded tokens,
+    each after a space. A column with EXACT_PREFIX before that name holds the exact tokens where they differ. On
+    PostgreSQL, the tokens have a GIN index; on SQLite, they are in a table of the extension FTS5, named `<table>_fts`,
+    which `repository/search.py` writes. Alembic cannot express either, so `migrations/versions/0018_search.py` creates
+    them.
     """
     return Table(
         f"{table.name}_search",
         metadata,
         Column("id", Id, primary_key=True, autoincrement=False),
-        Column("label", text(), nullable=False),
-        Column("words", text(), nullable=False),
-        Column("exact_label", text()),
-        Column("exact_words", text()),
+        *(Column(name, text(), nullable=False) for name in searched),
+        *(Column(EXACT_PREFIX + name, text()) for name in searched),
     )

@@ -16,9 +16,9 @@ branch_labels = None
 depends_on = None
 
 ROWS_AT_A_TIME = 2_000
-# The searched columns of each table, the label first.
+# The searched columns of each table, the most important first.
 TABLES: Mapping[str, Sequence[str]] = {
-    "movies": ("title", "description"),
+    "movies": ("title", "actors", "description"),
     "characters": ("name", "description"),
     "genres": ("name", "description"),
     "actors": ("name", "biography"),
@@ -26,25 +26,18 @@ TABLES: Mapping[str, Sequence[str]] = {
     "languages": ("name", "code"),
     "comments": ("text",),
 }
+LISTS = ("actors",)  # the columns that hold several strings
 # The table of FTS5 holds an index of tokens that are already words: `ascii` splits them at spaces only. It stores no
 # positions, because a query consists of single words, and no texts, which it reads from the table of the words.
 FTS = """
 CREATE VIRTUAL TABLE {0}_fts USING fts5(
-    label, words, content='{0}_search', content_rowid='id', tokenize='ascii', detail=none, columnsize=0, prefix='2 3'
+    {1}, content='{0}_search', content_rowid='id', tokenize='ascii', detail=none, columnsize=0
 )
 """
-FORGET = "INSERT INTO {0}_fts({0}_fts, rowid, label, words) VALUES ('delete', old.id, old.label, old.words);"
-STORE = "INSERT INTO {0}_fts(rowid, label, words) VALUES (new.id, new.label, new.words);"
-TRIGGERS = (
-    f"CREATE TRIGGER {{0}}_search_insert AFTER INSERT ON {{0}}_search BEGIN {STORE} END",
-    f"CREATE TRIGGER {{0}}_search_delete AFTER DELETE ON {{0}}_search BEGIN {FORGET} END",
-    "CREATE TRIGGER {0}_search_update AFTER UPDATE OF label, words ON {0}_search"
-    f" WHEN old.label <> new.label OR old.words <> new.words BEGIN {FORGET} {STORE} END",
-)
 # Each search reads the whole list of pending entries, so the list is kept short (the limit is in KiB).
 GIN = """
 CREATE INDEX ix_{0}_search_words ON {0}_search
-USING gin (array_to_tsvector(array_remove(string_to_array(label || words, ' '), '')))
+USING gin (CAST({1} AS tsvector))
 WITH (gin_pending_list_limit = 256)
 """
 
@@ -59,27 +52,24 @@ def upgrade() -> None:
         op.create_table(
             f"{name}_search",
             sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=False, nullable=False),
-            sa.Column("label", _text(), nullable=False),
-            sa.Column("words", _text(), nullable=False),
-            sa.Column("exact_label", _text(), nullable=True),
-            sa.Column("exact_words", _text(), nullable=True),
+            *(sa.Column(column, _text(), nullable=False) for column in columns),
+            *(sa.Column(f"exact_{column}", _text(), nullable=True) for column in columns),
             sa.PrimaryKeyConstraint("id", name=op.f(f"pk_{name}_search")),
         )
         _index(name, columns)
         # The whole index is built at once, which is faster than adding row by row, and takes as little memory.
         if is_sqlite:
-            op.execute(FTS.format(name))
+            op.execute(FTS.format(name, ", ".join(columns)))
             op.execute(f"INSERT INTO {name}_fts({name}_fts) VALUES ('rebuild')")  # noqa: S608 (names of our own tables)
-            for trigger in TRIGGERS:
-                op.execute(trigger.format(name))
         else:
-            op.execute(GIN.format(name))
+            op.execute(GIN.format(name, " || ".join(columns)))
 
 
 def _index(name: str, columns: Sequence[str]) -> None:
     bind, last = op.get_bind(), 0
-    source = sa.table(name, *map(sa.column, ("id", *columns)))
-    target = sa.table(f"{name}_search", *map(sa.column, ("id", "label", "words", "exact_label", "exact_words")))
+    source = sa.table(name, *(sa.column(each, sa.JSON() if each in LISTS else None) for each in ("id", *columns)))
+    exact = (f"exact_{column}" for column in columns)
+    target = sa.table(f"{name}_search", *map(sa.column, ("id", *columns, *exact)))
     page = sa.select(source).order_by(source.c.id).limit(ROWS_AT_A_TIME)
     while found := bind.execute(page.where(source.c.id > last)).mappings().all():
         last = found[-1]["id"]
@@ -87,15 +77,11 @@ def _index(name: str, columns: Sequence[str]) -> None:
 
 
 def _indexed(row: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
-    exact = tokens.label_and_words(row, columns)
-    label, words = map(tokens.folded, exact)
-    return {
-        "id": row["id"],
-        "label": label,
-        "words": words,
-        "exact_label": exact[0] if exact[0] != label else None,
-        "exact_words": exact[1] if exact[1] != words else None,
-    }
+    found: dict[str, Any] = {"id": row["id"]}
+    for column, exact in zip(columns, tokens.sources_of(row, columns), strict=True):
+        plain = tokens.folded(exact)
+        found |= {column: plain, f"exact_{column}": exact if exact != plain else None}
+    return found
 
 
 def downgrade() -> None:

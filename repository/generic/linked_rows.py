@@ -15,6 +15,7 @@ from sqlalchemy import select
 
 from core.errors import Conflict
 from core.times import utc_now
+from repository import search
 from repository.engine.transaction import MAX_EVENT_ITEMS, Transaction
 from repository.generic import link_tables, relations, rows
 from repository.generic.versions import BOOKKEEPING, Row
@@ -130,6 +131,7 @@ async def _write(
         await rows.write_back(tx, owner.table, after, (link.column, *BOOKKEEPING))
     else:
         await _write_at_once(tx, owner, link, after, now)
+    await search.update(tx, owner, before, after)
     await relations.emit_updates(tx, owner, before, after, [link.column], actor_id)
 
 

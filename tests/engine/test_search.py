@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 import models
 from core import filters
+from core.databases.tables import EXACT_PREFIX
 from core.filters import Condition, Op
 from core.identity import Group, Identity
 from core.texts import tokens
@@ -65,7 +66,8 @@ def made_rows() -> list[dict[str, Any]]:
         for _ in range(30):
             title = chance.choice((" ", "-", ": ")).join(chance.choices(own, k=chance.randint(1, 3)))
             described = " ".join(chance.choices([*own, *every], k=chance.randint(0, 6)))
-            rows.append({"title": title, "description": described or None})
+            actors = [" ".join(chance.choices(own, k=2)) for _ in range(chance.choice((0, 0, 1, 2)))]
+            rows.append({"title": title, "description": described or None, "actors": actors})
     rows += [{"title": "NEAR the OR-AND title", "description": "a b"}, {"title": "!!!", "description": None}]
     rows.append({"title": "x" * 200, "description": "long " * 500 + "y" * 3_000})
     return rows
@@ -92,7 +94,7 @@ def expected(query: str, rows: Sequence[dict[str, Any]]) -> list[int]:
     found = []
     for row in rows:
         if matches(row):
-            exact = tokens.label_and_words(row, MOVIES.search.searched)
+            exact = tokens.sources_of(row, MOVIES.searched)
             sources = [(each, tokens.folded(each)) for each in exact]
             found.append((tokens.rank(wanted, sources) if wanted else 0, row["id"]))
     return [entity_id for _, entity_id in sorted(found)]
@@ -125,6 +127,7 @@ async def test_a_search_finds_the_same_rows_in_the_same_order_everywhere(databas
             database, "movies", condition, owner_id=None, after=None, until=None, max_rows=1_000
         )
         assert [row["id"] for row in page.rows] == sorted(wanted), query
+        assert expected(query, page.rows) == wanted, f"{query}: expected a subscription's rows to have the same ranks"
         numbers.append(len(wanted))
     assert sum(number > 0 for number in numbers) > 95, "expected most queries to find rows"
     for query in WITHOUT_WORDS:
@@ -186,7 +189,7 @@ async def test_the_index_follows_every_write(database: Database) -> None:
     await finds("first", 1)
     await finds("rare", 3)
     await database.write(lambda tx: writes.edit(tx, MOVIES, ADMIN, 4, {"title": "four"}, None))
-    assert (await indexed(database, MOVIES))[4][2:] == (None, None), "expected exact words only where they differ"
+    assert (await indexed(database, MOVIES))[4][3:] == (None, None, None), "expected exact words only where they differ"
 
     async def fail(tx: Transaction) -> None:
         await writes.edit(tx, MOVIES, ADMIN, 1, {"title": "never"}, None)
@@ -203,7 +206,11 @@ async def test_the_index_follows_every_write(database: Database) -> None:
 
 
 def test_every_resource_with_searched_columns_has_an_index() -> None:
-    assert list(models.WORDS) == [each.name for each in RESOURCES if each.searched]
+    found = {name: tuple(words.columns.keys()) for name, words in models.WORDS.items()}
+    searched = {each.name: each.searched for each in RESOURCES if each.searched}
+    exact = {name: tuple(EXACT_PREFIX + each for each in columns) for name, columns in searched.items()}
+    assert found == {name: ("id", *columns, *exact[name]) for name, columns in searched.items()}
+    assert all(each.label in ("", each.searched[0]) for each in RESOURCES if each.searched)
 
 
 async def test_the_index_follows_writes_of_related_rows(database: Database) -> None:
@@ -226,6 +233,15 @@ async def test_the_index_follows_writes_of_related_rows(database: Database) -> N
     await finds(GENRES, "gial", 1)
     await finds(GENRES, "noir", 3)
     await finds(ACTORS, "zoe", 1)
+    await finds(MOVIES, "loot zoe", 2)
+    await database.write(lambda tx: writes.edit(tx, ACTORS, ADMIN, 1, {"name": "Chloë"}, None))
+    await finds(MOVIES, "zoe")
+    await finds(MOVIES, "chloe", 1, 2)
+    await database.write(lambda tx: writes.edit(tx, MOVIES, ADMIN, 2, {"actors": ["Max", "Chloë"]}, None))
+    await finds(MOVIES, "max", 2)
+    await database.write(lambda tx: writes.remove(tx, ACTORS, ADMIN, 1, None))
+    await finds(MOVIES, "chloe")
+    await finds(MOVIES, "max", 2)
     await finds(COMMENTS, "bien", 2, 3, 4, 5, 1)
     await database.write(lambda tx: comments.edit(tx, ADMIN, 3, {"text": "mal"}, None))
     await database.write(lambda tx: comments.remove(tx, ADMIN, 1, None))  # it keeps its place
@@ -238,6 +254,18 @@ async def test_the_index_follows_writes_of_related_rows(database: Database) -> N
     await finds(COMMENTS, "bien", 5)
     await database.write(lambda tx: writes.remove_bulk(tx, MOVIES, ADMIN, [2]))
     await finds(COMMENTS, "bien")
+
+
+async def test_a_movie_is_found_by_its_cast_between_its_title_and_its_description(database: Database) -> None:
+    cast: list[dict[str, Any]] = [
+        {"title": "a", "description": "orson"},
+        {"title": "b", "actors": ["Max", "Orson Welles"]},
+        {"title": "orson"},
+    ]
+    items = [{**MOVIES.defaults, **row} for row in (*cast, {"title": "orson b", "description": "c"})]
+    await database.write(lambda tx: writes.store(tx, MOVIES, items, None))
+    assert await ids_of(database, text="orson") == [3, 4, 2, 1]
+    assert await ids_of(database, text="b orson") == [4, 2]
 
 
 async def test_among_equal_matches_movies_with_more_ratings_come_first(database: Database) -> None:
@@ -268,8 +296,8 @@ async def test_a_rebuild_restores_the_index(database: Database, monkeypatch: pyt
 
     async def damage(tx: Transaction) -> None:
         await tx.connection.execute(delete(words).where(words.c.id % 3 == 0))
-        await tx.connection.execute(update(words).where(words.c.id % 3 == 1).values(label=" wrong", exact_label=None))
-        await tx.connection.execute(insert(words).values(id=9_999, label=" orphan", words=""))
+        await tx.connection.execute(update(words).where(words.c.id % 3 == 1).values(title=" wrong", exact_title=None))
+        await tx.connection.execute(insert(words).values(id=9_999, title=" orphan", actors="", description=""))
         if database.is_sqlite:
             await tx.connection.exec_driver_sql("INSERT INTO movies_fts(movies_fts) VALUES ('delete-all')")
 
