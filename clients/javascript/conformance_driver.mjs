@@ -151,13 +151,13 @@ class Subject {
     });
   }
 
-  watch({ name, topics, slow = false, filter, bulk, deliver, since, epoch }) {
-    const watch = this.client.watch(topics, { filter, bulk, deliver, since, epoch });
+  watch({ name, topics, slow = false, filter, q, bulk, deliver, since, epoch }) {
+    const watch = this.client.watch(topics, { filter, q, bulk, deliver, since, epoch });
     this.watches.set(name, new WatchReading(watch, slow));
   }
 
-  view({ name, topic, filter, deliver }) {
-    this.views.set(name, new ViewReading(this.client.view(topic, { filter, deliver })));
+  view({ name, topic, filter, q, deliver }) {
+    this.views.set(name, new ViewReading(this.client.view(topic, { filter, q, deliver })));
   }
 
   presence_({ name, topics }) {

@@ -132,8 +132,8 @@ function refusal(code, detail) {
  * @typedef {Shown | (() => Promise<Shown> | Shown)} Token
  * @typedef {Record<string, any>} Message
  * @typedef {(reply: Message) => void} Answer
- * @typedef {{topics: string[], filter: object | null, snapshot: boolean, bulk: "items" | "summary" | null,
- *   deliver: "all" | {latest_every_ms: number} | null}} SubscribeOptions
+ * @typedef {{topics: string[], filter: object | null, q: string | null, snapshot: boolean,
+ *   bulk: "items" | "summary" | null, deliver: "all" | {latest_every_ms: number} | null}} SubscribeOptions
  *
  * The receiver of a subscription. None of these methods may block.
  * @typedef {{began(position: Position): void, take(events: Event[], size: number): void, resynced(resync: Resync): void,
@@ -299,12 +299,15 @@ function topicsOf(topics) {
 /**
  * Returns the options of a subscription. Only types are checked; the server validates the values. Throws TypeError and
  * RangeError.
- * @param {{topics: string[], filter?: any, snapshot?: boolean, bulk?: any, deliver?: any}} options
+ * @param {{topics: string[], filter?: any, q?: any, snapshot?: boolean, bulk?: any, deliver?: any}} options
  * @returns {SubscribeOptions}
  */
-function optionsOf({ topics, filter = null, snapshot = false, bulk = null, deliver = null }) {
+function optionsOf({ topics, filter = null, q = null, snapshot = false, bulk = null, deliver = null }) {
   if (filter !== null && !isPlain(filter)) {
     throw new TypeError(`filter: expected an object such as {genre: "Drama"}, got ${shown(filter)}`);
+  }
+  if (q !== null && typeof q !== "string") {
+    throw new TypeError(`q: expected a string such as "third man", got ${shown(q)}`);
   }
   if (bulk !== null && typeof bulk !== "string") {
     throw new TypeError(`bulk: expected "items" or "summary", got ${shown(bulk)}`);
@@ -312,8 +315,8 @@ function optionsOf({ topics, filter = null, snapshot = false, bulk = null, deliv
   if (deliver !== null && typeof deliver !== "string" && !isPlain(deliver)) {
     throw new TypeError(`deliver: expected "all" or {latest_every_ms: 200}, got ${shown(deliver)}`);
   }
-  const message = checked({ topics, filter, bulk, deliver });
-  return { topics, snapshot, filter: message.filter, bulk: message.bulk, deliver: message.deliver };
+  const message = checked({ topics, filter, q, bulk, deliver });
+  return { topics, snapshot, q, filter: message.filter, bulk: message.bulk, deliver: message.deliver };
 }
 
 /**
@@ -491,8 +494,9 @@ class Subscription {
     this.#asked = this.position;
     /** @type {Message} */
     const message = { action: "subscribe", topics: this.options.topics, as: name };
-    const { filter, snapshot, bulk, deliver } = this.options;
+    const { filter, q, snapshot, bulk, deliver } = this.options;
     if (filter !== null && Object.keys(filter).length > 0) message.filter = filter;
+    if (q) message.q = q;
     if (snapshot) message.snapshot = true;
     if (bulk !== null) message.bulk = bulk;
     if (deliver !== null) message.deliver = deliver;
@@ -1524,7 +1528,7 @@ export class Client {
   /**
    * Returns a watch: the events of some topics, from now on or after `since`.
    * @param {string | Iterable<string>} topics
-   * @param {{filter?: object, bulk?: "items" | "summary", deliver?: "all" | {latest_every_ms: number},
+   * @param {{filter?: object, q?: string, bulk?: "items" | "summary", deliver?: "all" | {latest_every_ms: number},
    *   since?: Position | number | string | null, epoch?: string}} [options]
    */
   watch(topics, { since, epoch, ...options } = {}) {
@@ -1535,13 +1539,13 @@ export class Client {
   /**
    * Returns a view: the rows of a topic, kept up to date.
    * @param {string} topic
-   * @param {{filter?: object, deliver?: "all" | {latest_every_ms: number}}} [options]
+   * @param {{filter?: object, q?: string, deliver?: "all" | {latest_every_ms: number}}} [options]
    */
-  view(topic, { filter, deliver } = {}) {
+  view(topic, { filter, q, deliver } = {}) {
     if (typeof topic !== "string") {
       throw new TypeError(`topic: expected one topic, such as "movies", got ${shown(topic)}`);
     }
-    const wanted = optionsOf({ topics: topicsOf(topic), snapshot: true, filter, deliver });
+    const wanted = optionsOf({ topics: topicsOf(topic), snapshot: true, filter, q, deliver });
     return new View(this.#session, () => this.#begin(), wanted);
   }
 

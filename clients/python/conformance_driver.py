@@ -174,12 +174,14 @@ class Subject:
         self._start(reading.run(), reading.wait())
 
     async def do_watch(self, command: Mapping[str, Any]) -> None:
-        options = {name: command[name] for name in ("filter", "bulk", "deliver", "since", "epoch") if name in command}
+        options = {
+            name: command[name] for name in ("filter", "q", "bulk", "deliver", "since", "epoch") if name in command
+        }
         watch = self.client.watch(command["topics"], **options)
         self._read("watches", command["name"], WatchReading(watch, command.get("slow", False)))
 
     async def do_view(self, command: Mapping[str, Any]) -> None:
-        options = {name: command[name] for name in ("filter", "deliver") if name in command}
+        options = {name: command[name] for name in ("filter", "q", "deliver") if name in command}
         self._read("views", command["name"], ViewReading(self.client.view(command["topic"], **options)))
 
     async def do_presence(self, command: Mapping[str, Any]) -> None:

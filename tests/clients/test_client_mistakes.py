@@ -77,6 +77,7 @@ async def in_node(program: str) -> Any:
 
 PYTHON_MISTAKES: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "a filter that is a string": (lambda client: client.view("movies", filter="x"), TypeError, "filter: expected"),
+    "a list as q": (lambda client: client.view("movies", q=["x"]), TypeError, "q: expected"),
     "a filter that is not JSON": (lambda client: client.watch("movies", filter={"a": b""}), TypeError, "JSON"),
     "a filter with NaN": (lambda client: client.watch("movies", filter={"a": float("nan")}), ValueError, "JSON"),
     "a surrogate": (lambda client: client.view("movies", filter={"or": [{"title": HALF}]}), ValueError, "or.0..title:"),
@@ -105,6 +106,7 @@ JAVASCRIPT_MISTAKES = {
     'client.view("movies", { filter: "x" })': "TypeError: filter: expected",
     'client.view("movies", { filter: ["x"] })': "TypeError: filter: expected",
     'client.view("movies", { filter: new Map() })': "TypeError: filter: expected",
+    'client.watch("movies", { q: ["x"] })': "TypeError: q: expected",
     'client.watch("movies", { filter: { a: 1n } })': "TypeError: ",
     'client.view("movies", { filter: { or: [{ title: half }] } })': "TypeError: filter.or[0].title: expected Unicode",
     'client.view("movies", { filter: { [half]: 1 } })': "TypeError: a name in filter: expected Unicode",

@@ -86,6 +86,7 @@ def since_of(since: Position | int | str | None, epoch: str | None = None) -> Po
 def options_of(
     topics: tuple[str, ...],
     conditions: Mapping[str, Any] | None,
+    q: str | None,
     *,
     snapshot: bool = False,
     bulk: str | None = None,
@@ -97,6 +98,8 @@ def options_of(
     """
     if conditions is not None and not isinstance(conditions, Mapping):
         raise TypeError(f"filter: expected a mapping such as {{'genre': 'Drama'}}, got {conditions!r}")
+    if q is not None and not isinstance(q, str):
+        raise TypeError(f"q: expected a string such as 'third man', got {q!r}")
     if bulk is not None and not isinstance(bulk, str):
         raise TypeError(f"bulk: expected 'items' or 'summary', got {bulk!r}")
     if deliver is not None and not isinstance(deliver, str | Mapping):
@@ -105,11 +108,12 @@ def options_of(
         {
             "topics": topics,
             "filter": None if conditions is None else dict(conditions),
+            "q": q,
             "bulk": bulk,
             "deliver": dict(deliver) if isinstance(deliver, Mapping) else deliver,
         }
     )
-    return SubscribeOptions(topics, message["filter"], snapshot, bulk, message["deliver"])
+    return SubscribeOptions(topics, message["filter"], q, snapshot, bulk, message["deliver"])
 
 
 def token_of(token: object) -> str | None:

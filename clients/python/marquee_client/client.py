@@ -98,13 +98,14 @@ class Client:
         topics: str | Sequence[str],
         *,
         filter: Mapping[str, Any] | None = None,  # noqa: A002 (the protocol's name)
+        q: str | None = None,
         bulk: str | None = None,
         deliver: str | Mapping[str, Any] | None = None,
         since: Position | int | str | None = None,
         epoch: str | None = None,
     ) -> Watch:
         """Return a watch: the events of some topics, from now on or after `since`. Raises TypeError or ValueError."""
-        options = options_of(topics_of(topics), filter, bulk=bulk, deliver=deliver)
+        options = options_of(topics_of(topics), filter, q, bulk=bulk, deliver=deliver)
         return Watch(self._session, self._begin, options, since_of(since, epoch))
 
     def view(
@@ -112,12 +113,14 @@ class Client:
         topic: str,
         *,
         filter: Mapping[str, Any] | None = None,  # noqa: A002
+        q: str | None = None,
         deliver: str | Mapping[str, Any] | None = None,
     ) -> View:
         """Return a view: the rows of a topic, kept up to date. Raises TypeError or ValueError."""
         if not isinstance(topic, str):
             raise TypeError(f"topic: expected one topic, such as 'movies', got {topic!r}")
-        return View(self._session, self._begin, options_of(topics_of(topic), filter, snapshot=True, deliver=deliver))
+        options = options_of(topics_of(topic), filter, q, snapshot=True, deliver=deliver)
+        return View(self._session, self._begin, options)
 
     def presence(self, topics: str | Sequence[str]) -> Presence:
         """Return the presence of some topics: who watches them. Raises TypeError or ValueError."""

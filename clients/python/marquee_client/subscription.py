@@ -29,6 +29,7 @@ class SubscribeOptions:
 
     topics: tuple[str, ...]
     filter: Mapping[str, Any] | None = None
+    q: str | None = None
     snapshot: bool = False
     bulk: str | None = None
     deliver: str | Mapping[str, Any] | None = None
@@ -82,6 +83,8 @@ class Subscription:
         message: dict[str, Any] = {"action": "subscribe", "topics": list(options.topics), "as": name}
         if options.filter:
             message["filter"] = dict(options.filter)
+        if options.q:
+            message["q"] = options.q
         if options.snapshot:
             message["snapshot"] = True
         if options.bulk is not None:
