@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
+    MISSING,
     AfterValidator,
     BaseModel,
     BeforeValidator,
@@ -253,6 +254,10 @@ Amount = Annotated[int, Field(strict=True, ge=0, le=MAX_AMOUNT), WHOLE]
 Rating = Annotated[int, Field(strict=True, ge=1, le=100), WHOLE]
 Minutes = Annotated[int, Field(strict=True, ge=1, le=100_000), WHOLE]
 Country = Annotated[str, Field(pattern=r"^[A-Z]{2}$", description="ISO 3166-1 alpha-2: the code of a country")]
+
+
+# The default of a member that clients may send, but not change.
+READ_ONLY: Any = Field(default=MISSING, description="Only with its current value", json_schema_extra={"readOnly": True})
 
 
 def examples(*shown: JsonDict, **more: JsonValue) -> ConfigDict:

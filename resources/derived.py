@@ -12,7 +12,7 @@ from sqlalchemy.types import TypeEngine
 
 from core.databases import columns
 from core.filters import Field, FieldType
-from schemas import WHOLE, Answer, Body, Id, IsoDate, Moment, Whole, examples
+from schemas import READ_ONLY, WHOLE, Answer, Body, Id, IsoDate, Moment, Whole, examples
 
 
 def visible_columns(table: Table) -> tuple[str, ...]:
@@ -117,11 +117,10 @@ def change_model(entity: type[BaseModel], singular: str) -> type[BaseModel]:
 def _maintained_members(table: Table, body: type[Body]) -> dict[str, Any]:
     """Return the members that clients may send, but not change: with their current values, as GET returns them."""
     members: dict[str, Any] = {}
-    shown = ModelField(default=MISSING, description="Only with its current value", json_schema_extra={"readOnly": True})
     for name in visible_columns(table):
         if name not in body.model_fields:
             kind = _EXACT[_field_type(table.c[name])]
-            members[name] = (kind | None | MISSING if table.c[name].nullable else kind | MISSING, shown)
+            members[name] = (kind | None | MISSING if table.c[name].nullable else kind | MISSING, READ_ONLY)
     return members
 
 

@@ -15,8 +15,8 @@ from core.times import utc_now
 from repository.accounts import audit, confirmations, users
 from repository.accounts.audit import Editor
 from repository.engine.transaction import Transaction
-from repository.generic.versions import IfMatch, Row, changed_names
-from resources.accounts.profiles import Profile
+from repository.generic.versions import IfMatch, Row, changed_names, editable
+from resources.accounts.profiles import Profile, ProfileBody
 
 
 def public_profile(row: Row) -> dict[str, Any]:
@@ -35,10 +35,12 @@ async def edit_own(
 
     `proven_hash` is the hash that the current password was checked against, or None when no password was sent; a
     change of the user name or the email requires it. With `proves_addresses`, a new address takes effect only when its
-    confirmation URL is used, and sending the current address with the password cancels a pending change. Raises
-    NotFound, PreconditionFailed, Forbidden without the password, or Conflict.
+    confirmation URL is used, and sending the current address with the password cancels a pending change. Other members
+    of the account must have their current values. Raises NotFound, PreconditionFailed, Forbidden without the password,
+    InvalidInput or Conflict.
     """
     before = await users.lock(tx, user_id, if_match)
+    (fields,) = editable(users.EDITABLE, [fields], [users.public(before)])
     values = users.as_stored(fields)
     _require_login(before, values)
     changed = [name for name in changed_names(before, values) if name in users.LOGINS]
@@ -76,9 +78,15 @@ def _require_proof(before: Row, proven_hash: str | None, changed: list[str]) -> 
 async def edit_by_admin(
     tx: Transaction, editor: Editor, user_id: int, fields: Row, if_match: IfMatch
 ) -> dict[str, Any]:
-    """Set fields of any account. Raises Forbidden, NotFound, PreconditionFailed or Conflict."""
+    """Set fields of any account; the editor's own user name and address need `edit_own`.
+
+    Raises Forbidden, NotFound, PreconditionFailed, InvalidInput or Conflict.
+    """
     before = (await users.lock_with_admins(tx, user_id, if_match, admin_id=editor.user_id)).row
+    (fields,) = editable(users.EDITABLE, [fields], [users.public(before)])
     values = users.as_stored(fields)
+    if user_id == editor.user_id and any(name in users.LOGINS for name in changed_names(before, values)):
+        raise Forbidden("Change your own user name and address at /users/me, with the current password")
     _require_login(before, values)
     after = await change(tx, editor, "update", before, values)
     await confirmations.address_changed(tx, before, after["email"])
@@ -107,9 +115,13 @@ async def create_profile(tx: Transaction, editor: Editor, user_id: int, fields: 
 
 
 async def edit_profile(tx: Transaction, editor: Editor, user_id: int, fields: Row, if_match: IfMatch) -> dict[str, Any]:
-    """Set fields of a profile. Raises Forbidden, NotFound (also when there is no profile) or PreconditionFailed."""
+    """Set fields of a profile.
+
+    Raises Forbidden, NotFound (also when there is no profile), PreconditionFailed, InvalidInput or Conflict.
+    """
     before = await lock_for(tx, editor, user_id, if_match)
     require_profile(before)
+    (fields,) = editable((*ProfileBody.model_fields, "avatar"), [fields], [public_profile(before)])
     return await change(tx, editor, "update_profile", before, fields)
 
 

@@ -97,7 +97,7 @@ async def edit(tx: Transaction, identity: Identity, comment_id: int, fields: Row
     before = _only(await rows.fetch_locked(tx, TABLE, [comment_id]), comment_id)
     COMMENTS.require_may_change(identity, [before])
     require_version("Comment", before, if_match)
-    (fields,) = editable(COMMENTS, [fields], [before], bulk=False)
+    (fields,) = editable(COMMENTS.defaults, [fields], [before])
     if not changed_names(before, fields):
         return Stored(comment_id, before["version"], orjson.dumps(before))
     now = utc_now()

@@ -49,7 +49,7 @@ async def edit(tx: Transaction, identity: Identity, entry_id: int, fields: Row, 
     Raises NotFound, PreconditionFailed or Conflict.
     """
     before = await _own(tx, identity, entry_id, if_match)
-    (fields,) = editable(WATCHLIST, [fields], [before], bulk=False)
+    (fields,) = editable(WATCHLIST.defaults, [fields], [before])
     if fields.get("movie_id", before["movie_id"]) != before["movie_id"]:
         await _require_free(tx, identity.user_id, fields["movie_id"])
     now = utc_now()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import orjson
 
 from core.errors import MAX_PROBLEMS, Conflict, FieldProblem, InvalidInput, PreconditionFailed
-from resources.resource import Resource
 
 Row = Mapping[str, Any]  # the values of a row by column
 
@@ -30,9 +29,11 @@ def changed_names(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[s
     return [name for name, value in after.items() if before[name] != value]
 
 
-def editable(resource: Resource, bodies: Sequence[Row], stored: Sequence[Row | None], *, bulk: bool) -> list[Row]:
-    """Return the members of bodies that clients may edit. The other members must have their current values, so that
-    clients can send back what GET returned.
+def editable(
+    names: Collection[str], bodies: Sequence[Row], stored: Sequence[Row | None], *, bulk: bool = False
+) -> list[Row]:
+    """Return the members of bodies that clients may edit, which are `names`. The other members must have their current
+    values, so that clients can send back what GET returned.
 
     `stored` holds the row that each body edits, or None if there is no such row. Raises Conflict for another `version`,
     and InvalidInput for another value of another member.
@@ -41,7 +42,7 @@ def editable(resource: Resource, bodies: Sequence[Row], stored: Sequence[Row | N
     wrong: list[FieldProblem] = []
     made: list[Row] = []
     for index, (body, row) in enumerate(zip(bodies, stored, strict=True)):
-        maintained = body.keys() - resource.defaults.keys()
+        maintained = body.keys() - names
         made.append({name: value for name, value in body.items() if name not in maintained} if maintained else body)
         if not maintained or row is None:
             continue

@@ -257,7 +257,7 @@ async def edit(
     Raises NotFound, Forbidden, PreconditionFailed, InvalidInput or Conflict.
     """
     before = await _one(tx, resource, identity, entity_id, if_match)
-    (fields,) = editable(resource, [fields], [before], bulk=False)
+    (fields,) = editable(resource.defaults, [fields], [before])
     resolved = await links.resolve(tx, resource, [fields], edits=[before], add=_adder(tx, resource, identity))
     links.raise_for(resolved.refused, bulk=False)
     await conflicts.require_none(tx, resource, [fields], edits=[before], bulk=False)
@@ -288,7 +288,7 @@ async def edit_bulk(
     found = {row["id"]: row for row in await rows.fetch_locked(tx, resource.table, sorted({id_ for id_, _ in edits}))}
     resource.require_may_change(identity, found.values())
     sent, rows_before = [fields for _, fields in edits], [found.get(id_) for id_, _ in edits]
-    named = await rows.off_the_loop(len(edits), partial(editable, resource, sent, rows_before, bulk=True))
+    named = await rows.off_the_loop(len(edits), partial(editable, resource.defaults, sent, rows_before, bulk=True))
     resolved = await links.resolve(tx, resource, named, edits=rows_before, add=_adder(tx, resource, identity))
     links.raise_for(resolved.refused, bulk=True)
     await conflicts.require_none(tx, resource, named, edits=rows_before, bulk=True)

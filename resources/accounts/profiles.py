@@ -9,7 +9,7 @@ from pydantic import MISSING, AfterValidator, Field, model_validator
 from pydantic.config import JsonDict
 
 from resources.accounts.credentials import Email, NewPassword, Phone, Username
-from schemas import Answer, Body, IsoDate, Moment, Name, Prose, examples
+from schemas import READ_ONLY, WHOLE, Answer, Body, IsoDate, Moment, Name, Prose, Whole, examples
 
 EARLIEST_BIRTH = "1900-01-01"
 MIN_AGE_YEARS = 13  # below this age, many countries require parental consent, which this service cannot obtain
@@ -56,7 +56,7 @@ _NAMELESS: JsonDict = {
 
 
 class AccountBody(Body):
-    """An account as its owner or an admin edits it. PUT replaces all of it: a missing field takes its default."""
+    """An account as its owner or an admin edits it; a missing field takes its default."""
 
     model_config = examples(
         {"username": "holly", "name": "Holly Martins", "phone_number": "+436641234567"}, allOf=[_NAMED]
@@ -96,12 +96,42 @@ class AccountPatch(Body):
         return self
 
 
-class OwnAccountBody(AccountBody):
+_Number = Annotated[Whole, WHOLE]
+_Flag = Annotated[bool, Field(strict=True)]
+
+
+class KeptAccount(Body):
+    """The members of an account that other routes or the service change. They must have their current values."""
+
+    id: _Number | MISSING = READ_ONLY
+    group: str | MISSING = READ_ONLY
+    is_active: _Flag | MISSING = READ_ONLY
+    awaits_activation: _Flag | MISSING = READ_ONLY
+    gender: str | None | MISSING = READ_ONLY
+    date_of_birth: str | None | MISSING = READ_ONLY
+    info: str | None | MISSING = READ_ONLY
+    avatar_url: str | None | MISSING = READ_ONLY
+    avatar_thumbnail_url: str | None | MISSING = READ_ONLY
+    has_profile: _Flag | MISSING = READ_ONLY
+    version: _Number | MISSING = READ_ONLY
+    created_at: str | MISSING = READ_ONLY
+    updated_at: str | MISSING = READ_ONLY
+
+
+class AccountReplacement(KeptAccount, AccountBody):
+    """An account as its owner or an admin edits it. PUT replaces all of it: a missing field takes its default."""
+
+
+class AccountChange(KeptAccount, AccountPatch):
+    """Only the fields in the body change."""
+
+
+class OwnAccountReplacement(AccountReplacement):
     current_password: CurrentPassword | MISSING = MISSING
     password: CurrentPasswordAlias | MISSING = MISSING
 
 
-class OwnAccountPatch(AccountPatch):
+class OwnAccountChange(AccountChange):
     current_password: CurrentPassword | MISSING = MISSING
     password: CurrentPasswordAlias | MISSING = MISSING
 
@@ -129,7 +159,7 @@ class OtherUser(Answer):
 
 
 class ProfileBody(Body):
-    """A profile as its owner edits it. PUT replaces all of it: a missing field takes its default."""
+    """A profile as its owner edits it; a missing field takes its default."""
 
     model_config = examples(
         {
@@ -158,6 +188,25 @@ class ProfilePatch(Body):
     gender: Gender | None | MISSING = MISSING
     date_of_birth: Birthday | None | MISSING = MISSING
     info: Prose | None | MISSING = MISSING
+
+
+class KeptProfile(Body):
+    """The members of a profile that the service maintains. They must have their current values."""
+
+    user_id: _Number | MISSING = READ_ONLY
+    avatar_url: str | None | MISSING = READ_ONLY
+    avatar_thumbnail_url: str | None | MISSING = READ_ONLY
+    version: _Number | MISSING = READ_ONLY
+    created_at: str | MISSING = READ_ONLY
+    updated_at: str | MISSING = READ_ONLY
+
+
+class ProfileReplacement(KeptProfile, ProfileBody):
+    """A profile as its owner edits it. PUT replaces all of it: a missing field takes its default."""
+
+
+class ProfileChange(KeptProfile, ProfilePatch):
+    """Only the fields in the body change."""
 
 
 Picture = Annotated[
@@ -208,6 +257,6 @@ class Profile(Answer):
 
 
 def dumped(body: Body) -> dict[str, Any]:
-    """Return the fields to store, without passwords, group and picture. For a PATCH, return only the fields sent."""
+    """Return the members of a body, without passwords and picture. For a PATCH, return only those that were sent."""
     is_patch = isinstance(body, (AccountPatch, ProfilePatch))
-    return body.model_dump(exclude_unset=is_patch, exclude={*PROOFS, "group", "avatar"})
+    return body.model_dump(exclude_unset=is_patch, exclude={*PROOFS, "avatar"})

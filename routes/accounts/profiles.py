@@ -11,7 +11,16 @@ from starlette.responses import Response
 from repository.accounts import edits
 from repository.engine.transaction import Transaction
 from repository.generic.idempotency import StoredResponse
-from resources.accounts.profiles import Profile, ProfileBody, ProfileForm, ProfilePatch, ProfilePatchForm, dumped
+from resources.accounts.profiles import (
+    Profile,
+    ProfileBody,
+    ProfileChange,
+    ProfileForm,
+    ProfilePatch,
+    ProfilePatchForm,
+    ProfileReplacement,
+    dumped,
+)
 from routes.accounts import avatar_files
 from routes.accounts.access import account, account_id, as_editor
 from routes.http import rendering
@@ -26,8 +35,8 @@ CREATE = Details(
     idempotent=True,
     answer_headers=("Location", "ETag"),
 )
-REPLACE = Details(body=ProfileBody, form=ProfileForm, signed_in=True, if_match=True, answer_headers=("ETag",))
-PATCH = Details(body=ProfilePatch, form=ProfilePatchForm, signed_in=True, if_match=True, answer_headers=("ETag",))
+REPLACE = Details(body=ProfileReplacement, form=ProfileForm, signed_in=True, if_match=True, answer_headers=("ETag",))
+PATCH = Details(body=ProfileChange, form=ProfilePatchForm, signed_in=True, if_match=True, answer_headers=("ETag",))
 
 operations = Operations("accounts")
 
@@ -67,17 +76,21 @@ async def create(call: Call[ById | None, None, ProfileBody]) -> Response:
         return await rendering.write_once(call, work)
 
 
-@operations.put("/users/me/profile", "Replace my profile", {200: Profile}, REPLACE, errors=(404,))
+@operations.put("/users/me/profile", "Replace my profile", {200: Profile}, REPLACE, errors=(404, 409))
 @operations.put(
     "/users/{id}/profile",
     "Replace a user's profile (owner and admins only)",
     {200: Profile},
     REPLACE,
-    errors=(403, 404),
+    errors=(403, 404, 409),
 )
-@operations.patch("/users/me/profile", "Change my profile", {200: Profile}, PATCH, errors=(404,))
+@operations.patch("/users/me/profile", "Change my profile", {200: Profile}, PATCH, errors=(404, 409))
 @operations.patch(
-    "/users/{id}/profile", "Change a user's profile (owner and admins only)", {200: Profile}, PATCH, errors=(403, 404)
+    "/users/{id}/profile",
+    "Change a user's profile (owner and admins only)",
+    {200: Profile},
+    PATCH,
+    errors=(403, 404, 409),
 )
 async def edit(call: Call[ById | None, None, ProfileBody | ProfilePatch]) -> Response:
     user_id = account_id(call)

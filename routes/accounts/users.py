@@ -17,7 +17,13 @@ from repository.generic.lists import ListRequest
 from resources.accounts import profiles
 from resources.accounts.credentials import User
 from resources.accounts.fields import OTHER_USER_FIELDS, USER_FIELDS
-from resources.accounts.profiles import AccountBody, AccountPatch, OtherUser, OwnAccountBody, OwnAccountPatch
+from resources.accounts.profiles import (
+    AccountChange,
+    AccountReplacement,
+    OtherUser,
+    OwnAccountChange,
+    OwnAccountReplacement,
+)
 from routes.accounts import avatar_files
 from routes.accounts.access import (
     account,
@@ -36,6 +42,7 @@ from routes.http.queries import ById, ListQuery
 ADDRESS_RATE = Rate(5, 24 * 60 * 60)  # how often the owner of an account may change its email address
 ME = Details(signed_in=True, if_none_match=True, members=members_of(User))
 EDIT = Details(signed_in=True, if_match=True, answer_headers=("ETag",))
+EDIT_ANY = Details(errors=(403, 404, 409), **EDIT)
 EDIT_OWN = Details(
     description="Changing `username` or `email` requires `current_password` (alias `password`); if the password is "
     "missing or wrong, the response is a 403 that names the field. Where accounts are activated by email, a new "
@@ -63,9 +70,9 @@ async def me(call: Call[None, None, None]) -> Response:
     return rendering.entity(call, user["version"], orjson.dumps(rendering.selected(call, users.public(user))))
 
 
-@operations.put("/users/me", "Replace my account", {200: User}, EDIT_OWN, body=OwnAccountBody)
-@operations.patch("/users/me", "Change my account", {200: User}, EDIT_OWN, body=OwnAccountPatch)
-async def edit_me(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> Response:
+@operations.put("/users/me", "Replace my account", {200: User}, EDIT_OWN, body=OwnAccountReplacement)
+@operations.patch("/users/me", "Change my account", {200: User}, EDIT_OWN, body=OwnAccountChange)
+async def edit_me(call: Call[None, None, OwnAccountReplacement | OwnAccountChange]) -> Response:
     fields = profiles.dumped(call.body)
     versions = rendering.if_match(call)
     proven = await _prove(call)
@@ -86,7 +93,7 @@ async def edit_me(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> R
     return rendering.tagged(after["version"], orjson.dumps(users.public(after)))
 
 
-async def _prove(call: Call[None, None, OwnAccountBody | OwnAccountPatch]) -> Mapping[str, Any] | None:
+async def _prove(call: Call[None, None, OwnAccountReplacement | OwnAccountChange]) -> Mapping[str, Any] | None:
     """Return the caller's account if its current password was sent, or None if no password was sent.
 
     Raises Forbidden if the password is wrong.
@@ -201,17 +208,11 @@ async def get_user(call: Call[ById, None, None]) -> Response:
     return rendering.entity(call, 0, orjson.dumps(rendering.selected(call, users.in_brief(user))))
 
 
-@operations.put(
-    "/users/{id}", "Replace an account (admins only)", {200: User}, EDIT, body=AccountBody, errors=(403, 404, 409)
-)
-@operations.patch(
-    "/users/{id}", "Change an account (admins only)", {200: User}, EDIT, body=AccountPatch, errors=(403, 404, 409)
-)
-async def edit(call: Call[ById, None, AccountBody | AccountPatch]) -> Response:
+@operations.put("/users/{id}", "Replace an account (admins only)", {200: User}, EDIT_ANY, body=AccountReplacement)
+@operations.patch("/users/{id}", "Change an account (admins only)", {200: User}, EDIT_ANY, body=AccountChange)
+async def edit(call: Call[ById, None, AccountReplacement | AccountChange]) -> Response:
     editor = as_admin(call)
     fields = profiles.dumped(call.body)
-    if call.path.id == call.me.user_id and fields.keys() & {"username", "email"}:
-        raise Forbidden("Change your own user name and address at /users/me, with the current password")
     versions = rendering.if_match(call)
     after = await call.write(lambda tx: edits.edit_by_admin(tx, editor, call.path.id, fields, versions))
     return rendering.tagged(after["version"], orjson.dumps(users.public(after)))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from repository.accounts.users import EDITABLE
+from resources.accounts.profiles import ProfileBody
 from resources.registry import RESOURCES
 from tests.support.requests import assert_problem, ok, over_socket
 from tests.support.resources import nothing_written
-from tests.support.service import Service
+from tests.support.service import PASSWORD, Service
 
 
 async def test_an_entity_can_be_sent_back(service: Service) -> None:
@@ -54,6 +56,36 @@ async def test_an_entity_can_be_sent_back(service: Service) -> None:
         assert changed == row | {"title": "M", "version": 2, "updated_at": changed["updated_at"]}
         # A body from before another edit is outdated as a whole, as its version shows.
         assert_problem(await chief.http.put(f"/movies/{movie['id']}", json=row), 409, ["body", "version"])
+
+
+async def test_an_account_and_a_profile_can_be_sent_back(service: Service) -> None:
+    async with service.admin() as chief, service.person() as alice:
+        await ok(alice.http.post("/users/me/profile", json={"first_name": "Alice", "gender": "female"}), 201)
+        for person, path, edited, changed in (
+            (alice, "/users/me", EDITABLE, {"name": "Al"}),
+            (alice, f"/users/{alice.id}/profile", ProfileBody.model_fields, {"info": "Curious."}),
+            (chief, f"/users/{alice.id}", EDITABLE, {"name": "Alice"}),
+            (chief, f"/users/{chief.id}", EDITABLE, {}),
+        ):
+            row = await ok(person.http.get(path))
+            read_only = [name for name in row if name not in edited and row[name] is not None]
+            assert {"version", "created_at", "updated_at"} <= set(read_only)
+            async with nothing_written(service):
+                for method in ("PUT", "PATCH"):
+                    assert await ok(person.http.request(method, path, json=row)) == row
+                for name in read_only:
+                    assert_other_is_rejected(await person.http.patch(path, json={name: other(row[name])}), name)
+                for method in ("PUT", "PATCH"):
+                    answer = await person.http.request(method, path, json=row | changed | {"version": 999})
+                    assert_problem(answer, 409, ["body", "version"])
+            if changed:
+                answer = await ok(person.http.put(path, json=row | changed))
+                assert answer == row | changed | {"version": row["version"] + 1, "updated_at": answer["updated_at"]}
+                assert_problem(await person.http.put(path, json=row | changed), 409, ["body", "version"])
+    # A new account has no such members.
+    async with service.anyone() as client:
+        body = {"username": f"{alice.name}-new", "password": PASSWORD, "version": 1}
+        assert_problem(await client.post("/users", json=body), 422, ["body", "version"])
 
 
 def assert_other_is_rejected(answer: Any, name: str) -> None:
