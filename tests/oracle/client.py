@@ -164,7 +164,8 @@ class Client:
         if watched.asks_name is not None:
             members["as"] = watched.asks_name
         if view.wanted is not None:
-            members["filter"] = view.wanted
+            members["filter"] = {name: value for name, value in view.wanted.items() if name != "q"}
+            members |= {name: value for name, value in view.wanted.items() if name == "q"}
         if view.latest_every_ms is not None:
             members["deliver"] = {"latest_every_ms": view.latest_every_ms}
         snapshot = watched.asks_snapshot or place is None

@@ -1,12 +1,15 @@
 """The oracle's filters: how hypothesis draws them, which rows they match, and how a REST query expresses them.
 
-`matches` implements the documentation a second time and shares no code with the service. Values that are known only
-when the service runs are placeholders such as `@user0`, so that a failing play prints the filter as it was drawn.
+A filter may also have a member `q`, the text of a search. `matches` implements the documentation a second time and
+shares no code with the service. Values that are known only when the service runs are placeholders such as `@user0`, so
+that a failing play prints the filter as it was drawn.
 """
 
 from __future__ import annotations
 
 import operator
+import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +37,7 @@ _COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {name: getattr(operator
 }
 _COLUMNS = {"genre": "genres", "language": "languages", "actor": "actors"}
 _LISTS = ("genre", "language", "actor")
+SEARCHED = ("title", "name", "actors", "description", "biography", "text")
 
 
 # --- drawing filters
@@ -140,8 +144,20 @@ FIELDS: Mapping[str, Mapping[str, st.SearchStrategy[Any]]] = {
 }
 
 
+_SEARCHES = ("harb", "HARBOUR", "strass", "izm", "σοφιας", "off 50", "a", "E", "reel 2", '"cut*', "noi", "a lon", "!")
+
+
 def filters(topics: Sequence[str]) -> st.SearchStrategy[Wanted | None]:
-    """Draw None, or a filter on fields that all these topics have."""
+    """Draw None, or a filter on fields that all these topics have, or a search if all of them have one, or both."""
+    conditions = _conditions(topics)
+    if not {"movies", "characters", "genres", "actors", "comments"}.issuperset(topics):
+        return conditions
+    search = st.sampled_from(_SEARCHES).map(lambda text: {"q": text})
+    both = st.tuples(search, conditions).map(lambda parts: _merged([part for part in parts if part]))
+    return st.one_of(conditions, conditions, both)
+
+
+def _conditions(topics: Sequence[str]) -> st.SearchStrategy[Wanted | None]:
     names = sorted(set.intersection(*(set(FIELDS[topic]) for topic in topics)))
     fields = FIELDS[topics[0]]
     one = st.sampled_from(names).flatmap(lambda name: fields[name].map(lambda value: {name: value}))
@@ -167,12 +183,30 @@ def resolved(wanted: Any, names: Mapping[str, Any]) -> Any:
 
 
 def matches(wanted: Wanted | None, row: Row) -> bool:
-    """Return whether a row matches every field and, if the filter has `or` groups, at least one of them."""
+    """Return whether a row matches every field and, if the filter has `or` groups, at least one of them, and has every
+    word of the search.
+    """
     if not wanted:
         return True
     groups = wanted.get("or")
-    fields = {name: value for name, value in wanted.items() if name != "or"}
-    return _all(fields, row) and (groups is None or any(_all(group, row) for group in groups))
+    fields = {name: value for name, value in wanted.items() if name not in ("or", "q")}
+    return (
+        _is_found(wanted.get("q", ""), row)
+        and _all(fields, row)
+        and (groups is None or any(_all(group, row) for group in groups))
+    )
+
+
+def _is_found(text: str, row: Row) -> bool:
+    found = [word for name in SEARCHED for word in _words(row.get(name))]
+    return all(any(word.startswith(start) for word in found) for start in _words(text))
+
+
+def _words(value: str | Sequence[str] | None) -> list[str]:
+    """Return the words of a text, without accents. This is right for the texts in this module only."""
+    text = value if isinstance(value, str) else " ".join(value or ())
+    parts = unicodedata.normalize("NFD", text.casefold().replace("ı", "i"))
+    return re.findall(r"[^\W_]+", "".join(part for part in parts if not unicodedata.combining(part)))
 
 
 def _all(fields: Wanted, row: Row) -> bool:
@@ -220,6 +254,9 @@ def _query(fields: Wanted, form: str) -> list[tuple[str, str]]:
     found = []
     for name, value in fields.items():
         if name == "or":
+            continue
+        if name == "q":
+            found.append((name, value))
             continue
         for op, wanted in (value if isinstance(value, dict) else {"": value}).items():
             text = ",".join(map(_listed, wanted)) if isinstance(wanted, list) else str(wanted)
