@@ -11,9 +11,9 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import orjson
@@ -181,6 +181,7 @@ async def _rebuild_fts(tx: Transaction, resource: Resource) -> None:
 # --- searching
 
 
+@cache
 def _searched(words: Table) -> list[str]:
     """Return the columns with folded tokens, the most important one first."""
     return [name for name in words.columns.keys()[1:] if not name.startswith(EXACT_PREFIX)]
@@ -286,20 +287,34 @@ class Ranking:
 
 
 def _rank(words: Table, query: Query, is_sqlite: bool) -> ColumnElement[int]:
-    """Return the SQL of `tokens.rank` for a row that matches the query."""
+    """Return the SQL of `tokens.rank` for a row that matches the query.
+
+    The exact tokens are compared only if the folded ones are equal, which they are if the exact ones are. Of most rows,
+    no exact tokens are stored, because they are the same; then the query decides.
+    """
     place = func.instr if is_sqlite else func.strpos
     forms = (query.exact, query.folded)
     columns = [(words.c[EXACT_PREFIX + name], words.c[name]) for name in _searched(words)]
     sources = [(func.coalesce(exact, plain), plain) for exact, plain in columns]
+    ranks: list[tuple[ColumnElement[bool], ColumnElement[int]]] = []
+
+    def add(number: int, holds: Callable[[int], ColumnElement[bool]], has_same: bool) -> None:
+        """Add the two ranks of a condition on the first `number` sources, which takes one of the two forms."""
+        rank = 2 * len(ranks)
+        has_plain = and_(*(exact.is_(None) for exact, _ in columns[:number]))
+        by_form = case((has_plain, rank + (EXACT if has_same else FOLDED)), (holds(EXACT), rank), else_=rank + FOLDED)
+        ranks.append((holds(FOLDED), by_form))
+
+    def has_words(number: int, form: int) -> ColumnElement[bool]:
+        text: ColumnElement[str] = sources[0][form]
+        for source in sources[1:number]:
+            text = text.concat(source[form])
+        return and_(*(place(text, f" {token}") > 0 for token in forms[form].tokens))
+
     label = sources[0]
-    ranks = [(label[form] == forms[form].whole, form) for form in (EXACT, FOLDED)]
-    ranks += [(place(label[form], forms[form].start) == 1, 2 + form) for form in (EXACT, FOLDED)]
+    add(1, lambda form: label[form] == forms[form].whole, query.exact.whole == query.folded.whole)
+    add(1, lambda form: place(label[form], forms[form].start) == 1, query.exact.start == query.folded.start)
     for number in range(1, len(sources) + 1):
-        for form in (EXACT, FOLDED):
-            text: ColumnElement[str] = sources[0][form]
-            for source in sources[1:number]:
-                text = text.concat(source[form])
-            has_words = and_(*(place(text, f" {token}") > 0 for token in forms[form].tokens))
-            ranks.append((has_words, 2 + 2 * number + form))
+        add(number, partial(has_words, number), query.exact.tokens == query.folded.tokens)
     # The last condition is met by every row that matches.
     return case(*ranks[:-1], else_=ranks[-1][1])
