@@ -121,12 +121,12 @@ class Rest:
         await self.ask("POST", "/auth/register", person)
         self.token = (await self.ask("POST", "/auth/login", person))["access_token"]
 
-    async def every(self, topic: str, filter_: Mapping[str, Any]) -> list[Any]:
-        """Return all rows of a topic that match the filter, sorted by id."""
+    async def every(self, topic: str, filter_: Mapping[str, Any], q: str = "") -> list[Any]:
+        """Return all rows of a topic that match the filter and that the search `q` finds, sorted by id."""
         rows: list[Any] = []
         while True:
             after = rows[-1]["id"] if rows else 0
-            query = urlencode([("after", after), ("limit", 1000), *query_of(filter_)])
+            query = urlencode([("after", after), ("limit", 1000), ("q", q), *query_of(filter_)])
             page = await self.ask("GET", f"/{topic}?{query}")
             rows.extend(page)
             if len(page) < 1000:
@@ -203,7 +203,7 @@ async def _run(
     proxy.is_calm = True
     expected: dict[str, Any] = {"views": {}, "watches": {}}
     for name, step in views.items():
-        rows = await rest.every(step["topic"], step.get("filter", {}))
+        rows = await rest.every(step["topic"], step.get("filter", {}), step.get("q", ""))
         expected["views"][name] = {"rows": rows, "error": None}
     for name, step in watches.items():
         expected["watches"][name] = {"events": await _events(service, step, begun[name]), "error": None}
