@@ -332,7 +332,7 @@ jobs = Table(
     Index("ix_jobs_user_id", "user_id", "lease_until"),
 )
 
-# What a job imports, how far it has come, and what came of it. The places in the file are in bytes.
+# What a job imports, how far it has come, and its result so far. Places in the file are in bytes.
 imports = Table(
     "imports",
     metadata,
@@ -344,7 +344,7 @@ imports = Table(
     *(Column(name, Integer, nullable=False) for name in ("added", "updated", "failed", "problems")),
 )
 
-# The file of an import (`role` is `file`), in deflated parts, and its report. A file is stored before its job.
+# The file of an import (`role` is `file`), in compressed parts, and its report. A file is stored before its job.
 import_parts = Table(
     "import_parts",
     metadata,

@@ -17,10 +17,10 @@ def search() -> None:
 
 @search.command()
 def rebuild() -> None:
-    """Index all rows anew.
+    """Rebuild the search index from all rows.
 
-    Run this when searches miss rows, or after an upgrade of Python, whose newer Unicode data may split some texts into
-    other words. The service may run meanwhile. On SQLite, its writes wait while the existing index is checked.
+    Run this when searches miss rows, or after an upgrade of Python: its newer Unicode data may split some texts into
+    different words. The service may run meanwhile. On SQLite, its writes wait while the existing index is checked.
     """
 
     async def work(database: Database) -> None:

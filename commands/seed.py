@@ -1,7 +1,7 @@
-"""The command that fills an empty database with a small catalog of real films, so that a newcomer sees a real page.
+"""The command that fills an empty database with a small catalog of real films, so that there is something to look at.
 
-`seed_data.json` holds the films: facts only. The users and what they say are invented; nobody can sign in as one of
-them, because their passwords are random and not kept.
+`seed_data.json` holds facts about the films. The users, their ratings and their comments are invented. Nobody can sign
+in as one of the users, because their passwords are random and not kept.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""The work of an import: chunks of a file become rows, each chunk in one transaction with its events and its progress.
+"""Runs an import: chunks of a file become rows, each chunk in one transaction with its events and its progress.
 
 Rules:
 - A chunk is parsed in a thread while the previous one is stored.
-- The rights of the job's user are read and locked in each chunk's transaction. A user who has lost them ends the job.
+- The rights of the job's user are read and locked in each chunk's transaction. If the user has lost them, the job ends.
 - A row that cannot be stored is a problem in the report. If several rows cannot be stored together for a reason that
-  names none of them, each half of them is tried alone.
-- A dry run stores each chunk like any other, and then undoes it.
+  names none of them, each half of the rows is tried separately.
+- A dry run stores each chunk as an ordinary import does, and then rolls it back to a savepoint.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from services.transfers.reading import Record, records
 
 CHUNK_BYTES = 512 * 1024  # at least the longest record
 CHUNK_ROWS = 2_000  # as many as fit into two events
-ATTEMPTS = 10  # to store the rows of a chunk, without those that an attempt refuses
+ATTEMPTS = 10  # to store the rows of a chunk; each attempt leaves out the rows that the previous one refused
 
 _RESOURCES = {f"{KIND}{resource.name}": resource for resource in RESOURCES if resource.transferred}
 
 
 class Stopped(Exception):
-    """The import ends as failed, after what it has stored. The message says why."""
+    """The import ends as failed; the rows stored before remain. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What came of the rows of a chunk."""
+    """The result of storing the rows of a chunk."""
 
     added: int = 0
     updated: int = 0
@@ -131,7 +131,7 @@ class ImportJob:
         return Chunk(good, problems, Place(last.next_line - 1, place.offset + last.end, last.is_in_long_line))
 
     async def store(self, chunk: Chunk) -> bool:
-        """Store a chunk. Return False if it is too large for one transaction: then the next one is smaller.
+        """Store a chunk. Return False if it is too large for one transaction: `chunk_at` then returns a smaller one.
 
         Raises LeaseLost, Stopped or Unavailable.
         """
@@ -145,7 +145,7 @@ class ImportJob:
             result = ChunkResult(
                 end.offset, end.is_in_long_line, stored.added, stored.updated, failed, sorted(stored.problems)
             )
-            # An import that stops has done the lines before the problem.
+            # If the import stops at a problem, only the lines before it are done.
             done = end.done if error is None else stored.problems[0].line - 1
             seconds = max(time.monotonic() - self._started, 1e-3)
             rate = int((done - self._job.done) / seconds)
@@ -176,7 +176,7 @@ class ImportJob:
         await imports.discard(self._database, self._job.id)
 
     async def _stored(self, tx: Transaction, identity: Identity, chunk: Chunk) -> tuple[Stored, str | None]:
-        """Store the rows of a chunk. Return what came of them and, if the import ends here, the reason."""
+        """Store the rows of a chunk. Return the result and, if the import ends here, the reason."""
         progress = self._progress
         if not progress.stops:
             stored = await self._apply(tx, identity, chunk.rows)
@@ -211,7 +211,7 @@ class ImportJob:
         return await self._tried(tx, identity, new) + await self._tried(tx, identity, [r for r in given if r.id])
 
     async def _tried(self, tx: Transaction, identity: Identity, given: Sequence[Row]) -> Stored:
-        """Store rows that are all new, or all changes."""
+        """Store rows, of which either all are new or all change existing rows."""
         if not given:
             return Stored()
         try:
@@ -264,7 +264,7 @@ class ImportJob:
     async def _edited_if_linked(
         self, tx: Transaction, identity: Identity, given: Sequence[Row], found: Mapping[int, Any]
     ) -> tuple[Sequence[Row], Sequence[RowProblem]]:
-        """Edit the rows that name existing rows. Return them, and the problems of the others."""
+        """Edit the rows whose links name existing rows. Return these rows, and the problems of the others."""
         good, problems = given, list[RowProblem]()
         # If several rows have the same id, only the last one is checked, so there may be several attempts.
         for _ in range(ATTEMPTS):
@@ -291,7 +291,7 @@ class ImportJob:
 
 
 class _Undone(Exception):
-    """Undoes a savepoint, and carries what came of its rows."""
+    """Rolls back a savepoint, and carries the result of storing its rows."""
 
     def __init__(self, stored: Stored) -> None:
         super().__init__()
@@ -308,5 +308,5 @@ def _problems_of(row: Row, problem: Problem) -> list[RowProblem]:
 
 
 async def opened(database: Database, job: ClaimedJob, owner: str) -> ImportJob:
-    """Return a claimed import, to be continued after its last stored chunk. Raises Unavailable."""
+    """Return a claimed import, which continues after its last stored chunk. Raises Unavailable."""
     return ImportJob(database, job, owner, await imports.progress(database, job.id))

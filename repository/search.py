@@ -1,4 +1,4 @@
-"""The index of the words of rows: how it is written with the rows, and the SQL that searches it.
+"""The search index: the words of rows, which are written together with the rows, and the SQL that searches them.
 
 Rules:
 - The words of a row are stored in `models.WORDS`, in the transaction that writes the row. An edit that leaves the
@@ -32,9 +32,9 @@ from repository.generic import rows
 from repository.generic.cursors import Ordering
 from resources.resource import Resource
 
-# A search that finds more rows takes too long for a light read: all of them are ranked and counted.
+# A search that finds more rows takes too long for a light read, because all of them are ranked and counted.
 MAX_LIGHT_MATCHES = 2_000
-# A word that is shorter may be the beginning of a large part of all words.
+# Many words may begin with a shorter word.
 MIN_LIGHT_LENGTH = 3
 ROWS_PER_REBUILD = 1_000
 RANK = "rank"
@@ -55,7 +55,7 @@ def index_row(resource: Resource, row: Row) -> Indexed:
 
 
 def index_rows(resource: Resource, found: Iterable[Row]) -> list[Indexed]:
-    """Return what `insert` takes for rows. Pure."""
+    """Return the argument `indexed` of `insert` for these rows. Pure."""
     return [index_row(resource, row) for row in found] if resource.searched else []
 
 
@@ -72,7 +72,7 @@ def _with_ids(ids: Iterable[int], indexed: Iterable[Indexed]) -> list[tuple[Any,
 
 
 async def update(tx: Transaction, resource: Resource, before: Sequence[Row], after: Sequence[Row]) -> None:
-    """Index edited rows anew, as far as their searched columns have changed."""
+    """Update the index for those edited rows whose searched columns have changed."""
     if not resource.searched:
         return
     columns = resource.searched
@@ -93,7 +93,7 @@ async def _update_sqlite(tx: Transaction, words: Table, made: Sequence[tuple[Any
 
 
 async def _update_postgresql(tx: Transaction, words: Table, made: Sequence[tuple[Any, ...]]) -> None:
-    # One statement takes a fraction of the time of one for each row.
+    # One statement for each row would take several times as long as one for all rows.
     id_, *names = words.columns.keys()
     places = ", ".join(f"{name} = made.{name}" for name in names)
     values = ", ".join(["$1::bigint[]", *(f"${number}::text[]" for number in range(2, len(names) + 2))])
@@ -131,7 +131,8 @@ async def _forget(tx: Transaction, words: Table, ids: Sequence[int]) -> None:
 
 async def _change_fts(tx: Transaction, words: Table, ids: Sequence[int], columns: str, values: str) -> None:
     # One statement for all rows takes a tenth of the time of a trigger: for each row that a trigger changes, SQLite
-    # begins a savepoint, before which FTS5 writes out its changes. It also does so when an id is lower than the last.
+    # begins a savepoint, before which FTS5 writes out its changes. FTS5 also writes them out when an id is lower than
+    # the previous one, so the rows are in order of id.
     listed = ", ".join(_searched(words))
     query = (
         f"INSERT INTO {_fts_of(words)} ({columns}rowid, {listed}) SELECT {values}id, {listed} FROM {words.name}"  # noqa: S608 (names of our own tables)
@@ -145,11 +146,14 @@ def _fts_of(words: Table) -> str:
 
 
 async def rebuild(database: Database, resource: Resource) -> int:
-    """Index all rows of a resource anew, and return their number. The service may run meanwhile. Raises Unavailable."""
+    """Rebuild the index of a resource, and return the number of rows. The service may run meanwhile.
+
+    Raises Unavailable.
+    """
     table, words = resource.table, models.WORDS[resource.name]
     last, total = 0, 0
     if database.is_sqlite:
-        # First make FTS5 hold the stored words, whatever it holds now: it rejects the removal of words that it lacks.
+        # First make FTS5 hold exactly the stored words, because it rejects the removal of words that it does not hold.
         await database.write(lambda tx: _rebuild_fts(tx, resource))
 
     async def work(tx: Transaction) -> tuple[int | None, int]:
@@ -218,7 +222,10 @@ def matches(table: Table, text: str, *, is_sqlite: bool) -> ColumnElement[bool]:
 
 
 async def lane_of(database: Database, table: Table, text: str) -> Lane | None:
-    """Return COSTLY for a search that finds many rows, otherwise LIST; None without words. Raises Unavailable."""
+    """Return COSTLY for a search that finds many rows, otherwise LIST, or None if the text has no words.
+
+    Raises Unavailable.
+    """
     query = tokens.query_of(text)
     if not query:
         return None
@@ -267,7 +274,7 @@ class Ranking:
 
     @property
     def content(self) -> sa.CTE:
-        """The rows, to be read by the name of `ranked_table`."""
+        """The rows, as a common table expression with the name of `ranked_table`."""
         found, id_, condition = self._found
         words = models.WORDS[str(self.table.name)]
         joined = found if found is words else found.join(words, words.c.id == id_)
@@ -278,7 +285,7 @@ class Ranking:
         return found_rows.cte(ranked_table(self.table).name).prefix_with("NOT MATERIALIZED")
 
     def of_page(self, ids: sa.Select[Any]) -> FromClause:
-        """Return the rows with these ids and ranks, by the name of `ranked_table`. The other rows are read in part."""
+        """Return the rows with these ids and ranks, under the name of `ranked_table`. Only these are read in full."""
         page = ids.subquery("ids")
         read = select(sa.text(f'"{self.table.name}".*'), page.c[RANK])
         return read.select_from(page.join(self.table, self.table.c.id == page.c.id)).subquery(

@@ -49,7 +49,7 @@ async def cancel(call: Call[ByUuid, None, None]) -> Response:
     "Get the report of an import",
     {200: str},
     description="NDJSON: a line for each problem of a row (`line`, `field`, `reason`), in the order of the file, and "
-    "as the last line what came of the import so far (`state`, `error`, `dry_run`, `added`, `updated`, `failed`, and "
+    "as the last line the result of the import so far (`state`, `error`, `dry_run`, `added`, `updated`, `failed`, and "
     "`not_shown`, the number of further problems). Only the user who started the import and admins may read it.",
     media_type="application/x-ndjson",
     signed_in=True,

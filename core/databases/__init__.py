@@ -1,1 +1,1 @@
-"""What is known of databases without connecting to one: columns, what tables have in common, URLs of PostgreSQL."""
+"""What is known about databases without connecting to one: columns, what tables have in common, PostgreSQL URLs."""

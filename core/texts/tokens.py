@@ -1,6 +1,6 @@
-"""The words of texts, for search: rows, queries and subscriptions are compared by these tokens. No I/O.
+"""Search tokens: the words of texts, by which lists and subscriptions compare rows with a search. No I/O.
 
-- A text is brought into normal form KC without case, and split into words. A word consists of letters, digits and
+- A text is converted to normal form KC, case-folded, and split into words. A word consists of letters, digits and
   marks, and has at least one letter or digit. Joiners, soft hyphens and other invisible characters are left out.
 - Each word has two forms: the exact one, and the folded one without accents (`é` becomes `e`). Words are found by the
   folded form; the exact form only decides the rank.
@@ -34,13 +34,13 @@ _UNSPACED = (
     "\ua9e0-\ua9ff\uaa60-\uaa7f\uf900-\ufaff\U0001aff0-\U0001b16f\U00020000-\U0003ffff"
 )
 _RUNS = re.compile(f"([{_UNSPACED}]+)")
-_TATWEEL = "\u0640"  # only stretches a word
+_TATWEEL = "\u0640"  # lengthens an Arabic word without changing it
 # Letters that differ from others by a stroke or a missing dot, and ligatures. Unicode does not decompose them.
 _PLAIN = {"ø": "o", "ł": "l", "đ": "d", "ħ": "h", "ŧ": "t", "ı": "i", "æ": "ae", "œ": "oe"}
 
 
 class _Kept(dict[int, str]):
-    """Maps characters, given by their numbers, to strings. The first MAX_KEPT_CHARACTERS results are kept."""
+    """Maps characters, given by their code points, to strings. The first MAX_KEPT_CHARACTERS results are cached."""
 
     def __missing__(self, code: int) -> str:
         found = self.made(chr(code))
@@ -73,7 +73,7 @@ class _Folded(_Kept):
 
 
 def _is_accent(character: str) -> bool:
-    # The classes of the points of Hebrew, Arabic and Syriac, and of the marks above, below and on letters.
+    # Combining classes of the points of Hebrew, Arabic and Syriac, and of marks above, below or attached to letters.
     combining = unicodedata.combining(character)
     return 10 <= combining <= 36 or combining >= 200
 
@@ -82,16 +82,16 @@ _SPLIT, _FOLDED = _Split(), _Folded()
 
 
 def folded(text: str) -> str:
-    """Return the folded form of exact tokens. The folded form of a prefix is a prefix of the folded form."""
+    """Return the folded form of exact tokens. If a token is a prefix of another one, so are their folded forms."""
     return text if text.isascii() else text.translate(_FOLDED)
 
 
 def exact_tokens(text: str) -> list[str]:
-    """Return the exact tokens of a text, in order. This blocks the event loop, so the text must be limited."""
+    """Return the exact tokens of a text, in order. This blocks the event loop, so its length must be limited."""
     if text.isascii():
         # Bytes are translated several times as fast as a string.
         tokens = text.encode().translate(_ASCII).decode().split()
-        # Most texts have no word that is too long, so look at the single words only if the text could have one.
+        # Most texts have no word that is too long, so check each word only if the text is long enough to have one.
         if len(text) > MAX_TOKEN_LENGTH and max(map(len, tokens), default=0) > MAX_TOKEN_LENGTH:
             return [token[:MAX_TOKEN_LENGTH] for token in tokens]
         return tokens
@@ -99,7 +99,10 @@ def exact_tokens(text: str) -> list[str]:
 
 
 def _runs(text: str) -> list[tuple[str, bool]]:
-    """Return the words of a text, each with whether it is made into pairs. A word in several scripts is split."""
+    """Return the words of a text, each with a flag that tells whether it becomes pairs of characters.
+
+    A word that mixes scripts with and without spaces is split.
+    """
     normal = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()).translate(_SPLIT)
     if _RUNS.search(normal) is None:
         return [(word, False) for word in normal.split() if _is_word(word)]
@@ -114,7 +117,7 @@ def _is_word(run: str) -> bool:
 
 
 def _split(word: str) -> Iterator[tuple[str, bool]]:
-    """Yield the parts of a word in scripts with and without spaces, each with whether it is made into pairs."""
+    """Split a word where scripts with and without spaces meet. Each part has the flag that `_runs` describes."""
     for place, run in enumerate(_RUNS.split(word)):
         if run:
             yield run, place % 2 == 1
@@ -126,7 +129,7 @@ def _tokens_of(run: tuple[str, bool]) -> Sequence[str]:
 
 
 def joined(tokens: Iterable[str]) -> str:
-    """Return the tokens as one string, in which a space comes before each token; empty without tokens."""
+    """Return the tokens as one string, with a space before each token, or an empty string if there are none."""
     text = " ".join(tokens)
     return f" {text}" if text else ""
 
@@ -135,8 +138,8 @@ def joined(tokens: Iterable[str]) -> str:
 class Words:
     """The tokens of a query, in one of the two forms. `whole` and `start` are joined tokens.
 
-    `tokens` must be found in a row. A text equals the query if its tokens are `whole`, and begins with the query if its
-    tokens begin with `start`.
+    A row that matches has all of `tokens`. A text equals the query if its joined tokens are `whole`, and begins with
+    the query if they begin with `start`.
     """
 
     tokens: tuple[str, ...]
@@ -162,10 +165,11 @@ class Query:
 
 @lru_cache(maxsize=MAX_KEPT_QUERIES)
 def query_of(text: str) -> Query:
-    """Return the query that a client wrote."""
+    """Parse the text that a client searches for."""
     runs = _runs(text)
     whole = [token for run in runs for token in _tokens_of(run)]
-    # The last character of a paired word is a token of its own only in rows: the query may go on in the row.
+    # In rows, the last character of a paired word is a token, too. A query must not require this token, because in the
+    # row, the word may continue.
     needed = [
         token for run in runs for token in (_tokens_of(run)[:-1] or _tokens_of(run) if run[1] else _tokens_of(run))
     ]
@@ -181,14 +185,14 @@ def query_of(text: str) -> Query:
 
 
 def size_of(text: str) -> int:
-    """Return the number of different tokens of a query."""
+    """Return the number of different tokens in a query."""
     return len(query_of(text).folded.tokens)
 
 
 def sources_of(row: Row, columns: Sequence[str]) -> list[str]:
-    """Return the joined exact tokens of each column, which holds a string, strings or null. Only those of the first
-    column, the label, are in order and with repetitions.
+    """Return the joined exact tokens of each column; a column holds a string, a list of strings or null.
 
+    The tokens of the first column, the label, keep their order and repetitions. In the others, each token occurs once.
     Rows in events from before a migration lack newer columns, which count as empty.
     """
     label, *others = (exact_tokens(_text(row.get(name))) for name in columns)
@@ -200,8 +204,9 @@ def _text(value: str | Sequence[str] | None) -> str:
 
 
 def finder(text: str, columns: tuple[str, ...]) -> Callable[[Row, dict[str, str | None]], bool]:
-    """Return the predicate that a row holds the words of a query in these columns. The predicate stores the tokens of
-    the row in its second argument, so that several predicates can share them.
+    """Return a predicate that tells whether a row has the words of a query in these columns.
+
+    The predicate caches the tokens of the row in its second argument, so that several predicates can share them.
     """
     needed = query_of(text).folded
     key = f"tokens of {columns}"  # no column has such a name
@@ -222,8 +227,9 @@ def rank(query: Query, sources: Sequence[tuple[str, str]]) -> int:
     """Return the rank of a row that matches the query; lower ranks come first.
 
     `sources` holds the joined tokens of the row, exact and folded, from the most to the least important source. The
-    first source is the row's label. The order is: the label equals the query; the label begins with it; all words are
-    in the label; in the first two sources; and so on. Within each of these, rows that match with accents come first.
+    first source is the row's label. The order is: rows whose label equals the query; whose label begins with it; whose
+    label has all words; whose first two sources together have all words; and so on. Within each of these groups, rows
+    with the same accents as the query come first.
     """
     forms = (query.exact, query.folded)
     for form in (EXACT, FOLDED):

@@ -1,6 +1,6 @@
 """A first catalog of films: movies with their casts, and users who rate and discuss them.
 
-The first user lists the films. A thread is a comment, followed by its replies. All of it is one transaction.
+The first user lists the films. A thread is a comment, followed by its replies. One transaction stores everything.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from resources.movies import MOVIES, MovieBody
 from resources.ratings import RATINGS
 from resources.resource import Resource
 
-HAS_MOVIES = "Expected a database without movies; use --force to add the films to the movies that it has"
+HAS_MOVIES = "Expected a database without movies; use --force to add the films nevertheless"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,9 @@ class Seeded:
 
 
 async def add_films(tx: Transaction, data: Mapping[str, Any], password_hash: str, *, even_if_not_empty: bool) -> Seeded:
-    """Store films with all that belongs to them, with their events. `data` has the form of `commands/seed_data.json`.
+    """Store films with their casts, ratings and comments, and emit the events.
 
+    `data` has the form of `commands/seed_data.json`.
     Raises Conflict if there are movies, unless `even_if_not_empty`.
     """
     if not even_if_not_empty and (await tx.connection.execute(select(MOVIES.table.c.id).limit(1))).first():

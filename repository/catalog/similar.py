@@ -1,10 +1,9 @@
 """Movies that are similar to a movie, because they share its genres, its cast and the users who like it.
 
 Rules:
-- The score of a movie is GENRE_POINTS for each genre and CAST_POINTS for each actor that it shows and the other movie
-  shows, too, and FAN_POINTS for each user who likes both, with a score of at least LIKED in both ratings. The cast are
-  the actors of the movie and those of its characters; each actor counts once. Movies with equal scores are in the order
-  of their ids.
+- A movie gets GENRE_POINTS for each genre and CAST_POINTS for each actor that both movies have, and FAN_POINTS for each
+  user who likes both, with a score of at least LIKED in both ratings. The cast of a movie is its actors and the actors
+  of its characters; each actor counts once. Movies with equal points are in the order of their ids.
 - One statement reads the movies, their number and the log's head. Its work is bounded however large the catalog is,
   because every step reads a bounded number of entries of an index: candidates are only the newest movies of each genre,
   actor and fan. The candidates with the most points in this step are compared with the movie.
@@ -53,7 +52,7 @@ def _newest(source: str, table: str, key: str, order: str, limit: int, *, is_sql
 
 
 def _linked(table: str, key: str) -> str:
-    """Return a query for the candidates and the rows that they link to, as far as the movie links to them, too."""
+    """Return a query for the links of the candidates to rows that the movie links to, too."""
     own = f"own_{table.removeprefix('movie_')}"
     return (
         f'SELECT "candidates"."id", "row"."{key}" FROM "candidates"'  # noqa: S608 (names of our own tables)

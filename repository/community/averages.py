@@ -5,7 +5,7 @@ Rules:
 - The row of a movie holds the exact sum of the scores, which clients never see. One statement adds to the sum and
   computes the average from integers, so no concurrent vote is lost and no error accumulates.
 - A movie whose average or count changes gets one `update`, however many of its ratings have changed. Its `version`
-  stays the same. A movie that shows the same as before gets no event.
+  stays the same. There is no event about a movie whose average and count stay the same.
 """
 
 from __future__ import annotations

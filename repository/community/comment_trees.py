@@ -1,8 +1,8 @@
 """Reading comments as trees: the comments of a page, each with its first replies, and their first replies.
 
-A page is read by one statement (`repository.generic.lists`), whatever the number of comments. Its size is bounded by
-the levels that it shows and by the number of replies that it shows of each comment, so neither the depth of a tree nor
-the number of replies to a comment matters to readers.
+A page is read by one statement (`repository.generic.lists`), whatever the number of comments. A page shows a limited
+number of levels, and of replies to each comment, so neither the depth of a tree nor the number of replies affects the
+cost of a read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ORDERING = replace(lists.ordering_of(COMMENTS), ranked=None)
 
 
 async def on_movie(database: Database, movie_id: int, page: ListRequest) -> Listed[dict[str, Any]]:
-    """Return a page of the comments on a movie that are no replies, as trees. Raises Unavailable.
+    """Return a page of the comments on a movie that are not replies, as trees. Raises Unavailable.
 
     Each comment has its first replies as `replies`, in order of id, down to REPLY_LEVELS.
     """
@@ -56,10 +56,10 @@ async def _trees(database: Database, top: ColumnElement[bool], page: ListRequest
 
 
 def _with_replies(query: sa.Select[Any], shape: Shape, *, is_sqlite: bool) -> sa.Select[Any]:
-    """Add the first replies of each row of the page, and the first replies of those, before the rows of the page.
+    """Return the query of a page with the first replies to each row, and the first replies to those, before the rows.
 
-    The statement is text for the most part, like that of the page. Its columns are those of the page. The ids are
-    selected first, so that the texts of at most MAX_TREE_COMMENTS replies of each level are read.
+    Most of the query is text, like that of the page, and its columns are those of the page. The ids are selected first,
+    so that the texts of at most MAX_TREE_COMMENTS replies of each level are read.
     """
     shared = ["epoch", "seq", "total"]
     measure = [lists.SIZE_SO_FAR] if shape.measure else []
@@ -78,7 +78,7 @@ def _with_replies(query: sa.Select[Any], shape: Shape, *, is_sqlite: bool) -> sa
             f' WHERE "reply"."id" IN (SELECT "id" FROM "level_{number}")'
         )
     every = " UNION ALL ".join(parts)
-    # Replies of a higher level come later, so no reply fits if the comment above it does not.
+    # Deeper levels are counted later, so a reply never fits unless the comment above it does.
     so_far = 'OVER (ORDER BY "level", "id" ROWS UNBOUNDED PRECEDING)'
     size = lists.BYTES_OF[is_sqlite].format("text")
     measured = f'count(*) {so_far} AS "place", sum(coalesce({size}, 0)) {so_far} AS "bytes"'
@@ -109,7 +109,7 @@ def _first_replies(is_sqlite: bool) -> str:
 
 
 def _nested(found: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows of the page, which come last, with the other rows as `replies` of those that they reply to."""
+    """Return the rows of the page, which come last in `found`. The other rows become the `replies` of their parents."""
     nodes = {row["id"]: {**row, "replies": []} for row in found}
     top: list[dict[str, Any]] = []
     for node in nodes.values():

@@ -2,12 +2,11 @@
 
 Rules:
 - Every write that adds or deletes comments first locks the movie, then comments in order of id. So writes that change
-  the counts of one movie take turns, and none of them can wait for another one in a circle. A comment never moves to
-  another movie or parent.
+  the counts of one movie take turns, and no two of them can deadlock. A comment never moves to another movie or parent.
 - A comment that has replies is not removed when it is deleted: it keeps its place without its text and author. It is
-  removed together with its last reply. So a comment in its place always has a reply that is not deleted below it.
+  removed together with its last reply. So below every deleted comment, there is a reply that is not deleted.
 - Counts include the deleted comments that keep their place, as lists do.
-- MAX_DEPTH bounds how many comments are removed along with a last reply. Readers do not need it (`comment_trees`).
+- MAX_DEPTH bounds how many comments are removed along with a last reply. Reads do not depend on it (`comment_trees`).
 """
 
 from __future__ import annotations
@@ -122,7 +121,7 @@ async def remove(tx: Transaction, identity: Identity, comment_id: int, if_match:
 
 
 async def remove_bulk(tx: Transaction, identity: Identity, ids: Sequence[int]) -> BulkResult[int]:
-    """Delete comments and return their ids; deleted comments are not found. Raises Forbidden or Conflict."""
+    """Delete comments; those that are already deleted count as not found. Raises Forbidden or Conflict."""
     wanted = list(dict.fromkeys(ids))
     found = {row["id"]: row for row in await _lock(tx, wanted) if not row["deleted"]}
     COMMENTS.require_may_change(identity, found.values())
@@ -132,7 +131,7 @@ async def remove_bulk(tx: Transaction, identity: Identity, ids: Sequence[int]) -
 
 
 async def _remove(tx: Transaction, identity: Identity, chosen: Rows) -> None:
-    """Delete comments that the caller has locked, with their movies."""
+    """Delete comments. The caller has locked them and their movies."""
     before = {row["id"]: row for row in chosen}
     above = await _ids_above(tx, chosen)
     before |= {row["id"]: row for row in await rows.fetch_locked(tx, TABLE, sorted(above - before.keys()))}

@@ -49,7 +49,7 @@ _SET = statement("UPDATE ratings SET score = $1, version = $2, updated_at = $3::
 
 @dataclass(frozen=True, slots=True)
 class Voted:
-    """The rating of a user who has voted. `is_new`: the user had not rated the movie before."""
+    """The stored rating. `is_new` tells whether the user had not rated the movie before."""
 
     stored: Stored
     is_new: bool

@@ -33,7 +33,7 @@ async def add(tx: Transaction, identity: Identity, fields: Row) -> Stored:
     await _require_free(tx, identity.user_id, fields["movie_id"])
     mine = select(func.count()).select_from(TABLE).where(TABLE.c.user_id == identity.user_id)
     if (await tx.connection.execute(mine)).scalar_one() >= MAX_ENTRIES:
-        raise Conflict(f"Your watchlist has {MAX_ENTRIES:,} entries, the highest number; first delete one")
+        raise Conflict(f"Your watchlist has {MAX_ENTRIES:,} entries, the maximum; delete one first")
     now = utc_now()
     written = {**WATCHLIST.defaults, **fields, "user_id": identity.user_id, **WATCHLIST.initial, "version": 1}
     written["watched_at"] = now if written["status"] == WATCHED else None
@@ -100,7 +100,7 @@ async def _own(tx: Transaction, identity: Identity, entry_id: int, if_match: IfM
 
 
 async def _require_free(tx: Transaction, user_id: int, movie_id: int) -> None:
-    """Raise Conflict unless the movie exists and the user's watchlist does not have it. Both stay so until COMMIT."""
+    """Raise Conflict unless the movie exists and the user's watchlist lacks it. Both remain true until COMMIT."""
     users, movies = models.users.c, models.movies.c
     # Lock the user, so that two requests cannot add the same movie, or two movies where there is room for one.
     await tx.connection.execute(select(users.id).where(users.id == user_id).with_for_update())

@@ -1,4 +1,4 @@
-"""Reads and writes the tables of links, and locks the linked rows, through the drivers themselves."""
+"""Reads and writes the tables of links, and locks the linked rows, directly through the database drivers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from repository.engine.transaction import Transaction
 from repository.generic import rows
 from resources.resource import Link
 
-COPIED_LINKS = 50  # PostgreSQL stores more links than this faster with COPY
+COPIED_LINKS = 50  # PostgreSQL stores a larger number of links faster with COPY
 
 
 @dataclass(slots=True)
 class Found:
-    """Locked rows by id, and for each column of keys the ids of the rows that have a key."""
+    """Locked rows by id and, for each key column of the link, the ids of the rows by their keys."""
 
     rows: dict[int, dict[str, Any]] = field(default_factory=dict)
     keys: list[dict[str, list[int]]] = field(default_factory=list)
@@ -95,7 +95,7 @@ def _take(found: Found, link: Link, listed: Sequence[Sequence[Any]]) -> None:
 
 
 async def linked_ids(tx: Transaction, link: Link, owner_ids: Sequence[int]) -> dict[int, list[int]]:
-    """Return the ids of the linked rows by the id of the row that shows them, in the order in which it does."""
+    """Return, by the id of each row with links, the ids of its linked rows, in the order in which it shows them."""
     assert link.table is not None
     linked, owner = link.ids
     found: dict[int, list[int]] = {}
@@ -117,7 +117,7 @@ async def linked_ids(tx: Transaction, link: Link, owner_ids: Sequence[int]) -> d
 
 
 async def delete(tx: Transaction, link: Link, ids: Sequence[int], *, of_linked: bool = False) -> None:
-    """Delete the links of the rows with these ids: of rows that show others or, with `of_linked`, of shown rows."""
+    """Delete the links of the rows with these ids: rows that show others or, with `of_linked`, rows that are shown."""
     if not ids:
         return
     assert link.table is not None

@@ -1,7 +1,7 @@
 """Changes the rows that show a linked row, when the linked row is renamed or deleted, in the same transaction.
 
-The rows are read and written in slices, so that the event loop is not blocked, however many they are. Their events stay
-in memory until COMMIT.
+The rows are read and written in slices, so that the event loop is not blocked, however many rows there are. Their
+events stay in memory until COMMIT.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Rows = Sequence[dict[str, Any]]
 
 
 def require_few(resource: Resource, before: Sequence[Row], after: Sequence[Row]) -> None:
-    """Raise Conflict when an edit would change too many rows that show the edited rows, or a code that rows show."""
+    """Raise Conflict when an edit would change a code that rows show, or the names of rows that too many rows show."""
     for owner, link in links_to(resource):
         renamed = [old for old, new in zip(before, after, strict=True) if old[link.shown] != new[link.shown]]
         if link.table is not None:
@@ -54,7 +54,7 @@ def _require_few(resource: Resource, found: Sequence[Row], owner: Resource, link
 
 
 async def rename(tx: Transaction, resource: Resource, before: Rows, after: Rows, actor_id: int | None) -> None:
-    """Change the rows that show these linked rows by name. `require_few` has been called."""
+    """Change the rows that show these linked rows by name. Call `require_few` first."""
     for owner, link in links_to(resource):
         names = {
             new["id"]: new[link.shown]
@@ -83,7 +83,7 @@ async def release(tx: Transaction, resource: Resource, gone: Rows, actor_id: int
 async def _show(
     tx: Transaction, owner: Resource, link: Link, names: Mapping[int, str | None], actor_id: int | None
 ) -> None:
-    """Show other names of linked rows, given by their ids; None removes a row."""
+    """Write new names of linked rows, given by their ids, into the rows that show them; None removes a name."""
     assert link.table is not None
     linked, owner_id = (link.table.c[name] for name in link.ids)
     chosen = rows.one_of(tx.is_sqlite, linked, list(names))
@@ -136,7 +136,7 @@ async def _write(
 
 
 async def _write_at_once(tx: Transaction, owner: Resource, link: Link, after: Rows, now: str) -> None:
-    """Write the rows with one statement, which on PostgreSQL takes a fraction of the time of one for each row."""
+    """Write all rows with one statement. On PostgreSQL, one statement for each row would take several times as long."""
     kind = "text" if link.table is None else "jsonb"
     write = (
         f'UPDATE "{owner.table.name}" AS changed SET "{link.column}" = made.value::{kind}, version = made.version,'  # noqa: S608 (names of our own tables)

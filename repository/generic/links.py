@@ -5,7 +5,7 @@ Rules:
   links and the shown values are written in the same transaction.
 - All linked rows that a request adds, keeps or removes are locked until COMMIT: table by table in the order of their
   declaration, and within a table in the order of their ids. So their names and counts cannot change meanwhile. The rows
-  that show them are locked before.
+  that show them are locked first.
 """
 
 from __future__ import annotations
@@ -59,13 +59,14 @@ async def resolve(
     skips: bool = False,
     codes: Mapping[str, str] | None = None,
 ) -> Resolved:
-    """Find and lock the linked rows that items name, and add new ones if there is an `add`.
+    """Find and lock the linked rows that items name. If `add` is given, add those that do not exist.
 
     `edits` is empty if the items are new rows; otherwise, it holds the stored row that each item edits, or None. If
-    several items edit the same column of a row, only the last one counts. An item with unknown names is refused. With
-    `codes`, which tells the code of some names, rows are also found by these codes, and unknown names are left out
-    instead. If an item is refused, nothing is added for it and, unless the caller `skips` refused items, for no other
-    item. Raises ContentTooLarge.
+    several items edit the same column of a row, only the last one counts.
+
+    An item with unknown names is refused. Nothing is added for a refused item nor, unless the caller `skips` refused
+    items, for any other item. `codes` maps names to codes: with it, a row that is not found by its name is found by its
+    code, and unknown names are left out instead of refused. Raises ContentTooLarge.
     """
     made = ((link, _named(link, items, edits)) for link in owner.links)
     plans = [_Plan(link, named, edits, codes or {}) for link, named in made if named]
@@ -118,7 +119,7 @@ def _named(link: Link, items: Items, edits: Edited) -> Named:
             if row is None:
                 continue
             named.pop(last.get(row["id"], -1), None)
-            if value == row[link.column]:  # the same names mean the same rows
+            if value == row[link.column]:  # unchanged names mean the rows that they meant before
                 continue
             last[row["id"]] = position
         elif not value:
@@ -128,7 +129,7 @@ def _named(link: Link, items: Items, edits: Edited) -> Named:
 
 
 class _Plan:
-    """What is known about one link of the items. `ids` holds the new linked ids of rows whose links change."""
+    """How one link column of the items changes. `ids` holds, by position, the linked ids of items that change it."""
 
     def __init__(self, link: Link, named: Named, edits: Edited, codes: Mapping[str, str]) -> None:
         self.link = link
@@ -248,7 +249,8 @@ class _Plan:
 
     def resolve(self, position: int) -> Any:
         """Return the value that the column shows, and remember the ids if they change."""
-        # Of new rows, many name the same rows. What an edited row names depends on what it shows.
+        # Many new rows have the same names, which mean the same rows. The meaning of the names of an edited row depends
+        # on the names that it shows already.
         names = tuple(self.named[position]) if position not in self._rows else (position,)
         if (known := self._resolved.get(names)) is None:
             known = self._resolved[names] = self._resolve(position)
@@ -269,7 +271,7 @@ class _Plan:
         return self._old.get(row["id"], ()) if row is not None else ()
 
     async def store(self, tx: Transaction, owner_ids: Mapping[int, int], actor_id: int | None) -> None:
-        """Write the links of these rows, given by the positions of the items, and the counts of the linked rows."""
+        """Write the links of rows, whose ids are given by the positions of the items, and update the counts."""
         changed = {position: ids for position, ids in self.ids.items() if position in owner_ids}
         if self.link.table is not None:
             await link_tables.delete(tx, self.link, [owner_ids[each] for each in changed if self._former(each)])
@@ -281,13 +283,13 @@ class _Plan:
 
 
 async def store(tx: Transaction, resolved: Resolved, owner_ids: Mapping[int, int], actor_id: int | None) -> None:
-    """Write the links of stored rows, given by the positions of their items, and emit the events of the counts."""
+    """Write the links of stored rows, whose ids are given by the positions of their items, and update the counts."""
     for plan in resolved.plans:
         await plan.store(tx, owner_ids, actor_id)
 
 
 async def remove(tx: Transaction, owner: Resource, gone: Iterable[Row], actor_id: int | None) -> None:
-    """Delete the links of rows that are about to be deleted, and emit the events of the counts."""
+    """Delete the links of rows that are about to be deleted, and update the counts, with their events."""
     gone = list(gone)
     for link in owner.links:
         showing = {row["id"]: row[link.column] for row in gone if row[link.column]}

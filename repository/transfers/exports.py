@@ -3,7 +3,7 @@
 An export is one read-only transaction: its head of the log and all of its rows belong to the same state of the
 database. While it is open, SQLite cannot reuse its write-ahead log, and PostgreSQL cannot remove old rows. So an export
 is bounded in time and, on SQLite, by the growth of the log. No export begins while the log is large, because exports
-that overlap without a pause would otherwise let it grow without a bound.
+that overlap without a pause would otherwise let the log grow without limit.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from repository.generic import lists, rows
 from repository.generic.lists import ListRequest
 from resources.resource import Resource
 
-EXPORT_SECONDS = 300.0  # enough for a million movies over a line of 10 Mbit/s, compressed
+EXPORT_SECONDS = 300.0  # enough for a million movies, compressed, at 10 Mbit/s
 BATCH_ROWS = 500
-# The transaction of an export that waits for its client is idle. The server ends the connection of a client that reads
-# nothing earlier than that.
+# The transaction of an export is idle while the export waits for its client. If the client reads nothing, the server
+# closes its connection before this time has passed.
 IDLE_SECONDS = 60
 # SQLite's log may grow by this much during an export. Checkpoints copy the log to the file, but cannot empty it.
 MAX_LOG_GROWTH_BYTES = 512 * 1024 * 1024

@@ -40,7 +40,7 @@ FILE, REPORT = "file", "report"
 
 
 class RightsLost(Exception):
-    """The user of an import may no longer write. The message says why."""
+    """The user who started an import may no longer write. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Progress(ImportOrder):
 
 @dataclass(frozen=True, slots=True)
 class ChunkResult:
-    """What came of a chunk. `problems` holds the line, the field and the reason of each; `failed` counts rows."""
+    """The result of a chunk. `problems` holds the line, the field and the reason of each; `failed` counts rows."""
 
     offset: int
     is_in_long_line: bool
@@ -178,7 +178,7 @@ async def progress(database: Database, job_id: str) -> Progress:
 
 
 async def record(tx: Transaction, job_id: str, known: int, result: ChunkResult) -> None:
-    """Record a chunk, after which the import has `known` problems and those of the chunk."""
+    """Record the result of a chunk. `known` is the number of problems before the chunk."""
     room = max(0, MAX_STORED_PROBLEMS - known)
     lines = [
         orjson.dumps({"line": line, "field": field, "reason": reason}, option=orjson.OPT_APPEND_NEWLINE)
@@ -210,7 +210,7 @@ async def writer(tx: Transaction, user_id: int | None) -> Identity:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What came of an import so far. `problems` is NDJSON; the problems beyond it are counted in `not_shown`."""
+    """The result of an import so far. `problems` is NDJSON; `not_shown` counts the problems that are not stored."""
 
     counts: dict[str, Any]
     problems: bytes

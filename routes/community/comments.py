@@ -34,7 +34,7 @@ TREE = (
     f"{comment_trees.REPLY_LEVELS} levels, and the path of the others as `more_replies`. Filters, `q`, `sort` and the "
     "page apply to the comments of the first level."
 )
-DELETED_IN_PLACE = "A comment that has replies keeps its place, without its text and author, until its last reply goes."
+DELETED_IN_PLACE = "A comment with replies keeps its place, without text and author, until its last reply is removed."
 
 
 # --- reading
@@ -114,7 +114,7 @@ async def add(call: Call[ById, None, CommentBody]) -> Response:
     "Reply to a comment",
     ADDED,
     CREATE,
-    description="A deleted comment takes no replies.",
+    description="A deleted comment accepts no replies.",
     errors=(404, 409),
 )
 async def reply(call: Call[ById, None, CommentBody]) -> Response:

@@ -70,8 +70,8 @@ async def delete(call: Call[ById, None, None]) -> Response:
     "/movies/{id}/ratings",
     "Rate a movie",
     {201: ENTITY, 200: ENTITY},
-    description="Each user rates a movie at most once: the first rating is answered with 201, and another one replaces "
-    f"its score and is answered with 200. The movie's average follows in the same transaction. {NEEDS_WATCHED}",
+    description="Each user has at most one rating of a movie: the first request returns 201; another one replaces "
+    f"its score and returns 200. The movie's average is updated in the same transaction. {NEEDS_WATCHED}",
     idempotent=True,
     signed_in=True,
     answer_headers=("Location", "ETag"),

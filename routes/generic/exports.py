@@ -3,7 +3,7 @@
 Rules:
 - The response begins when the first rows have been read, so that a query that fails is an ordinary error.
 - An export that cannot be finished ends with an aborted connection, without the end of the body, so that no client
-  takes a part of the list for the whole.
+  mistakes a part of the list for the whole list.
 - A thread encodes each batch. The next batch is read when the client has taken the previous one. The server aborts the
   connection of a client that reads nothing, which ends the transaction of the export.
 """
@@ -41,7 +41,7 @@ class ExportResponse(Response):
     """Reads, encodes and sends the rows of `request`. Raises TooManyRequests or Unavailable before it begins."""
 
     def __init__(self, resource: Resource, call: AnyCall, request: ListRequest, options: FileOptions) -> None:
-        # Unlike its base class, this response has no `body`, because its size is not known yet.
+        # Unlike its base class, this response has no `body`, because the size of the export is not known yet.
         self.status_code, self.background = 200, None
         self._resource = resource
         self._call = call

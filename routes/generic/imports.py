@@ -70,7 +70,7 @@ def declare(made: Operations, resource: Resource) -> None:
 
 @dataclass(slots=True)
 class _File:
-    """A file as far as it has arrived."""
+    """What is known about the part of a file that has arrived."""
 
     size: int = 0
     lines: int = 0
@@ -135,7 +135,7 @@ def _format_of(call: Call[None, ImportQuery, None]) -> Format:
 
 
 async def _store(resource: Resource, call: Call[None, ImportQuery, None], job_id: str, format_: Format) -> _File:
-    """Store the body in parts and return what is known of it. Raises what `uploads.stream` raises, and InvalidInput."""
+    """Store the body in parts and return its facts. Raises InvalidInput and the exceptions of `uploads.stream`."""
     file = _File()
     number = 0
     async for part in _parts(call):

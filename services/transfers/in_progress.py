@@ -1,11 +1,11 @@
-"""The exports that a worker sends, and the files of imports that it receives, at the same time."""
+"""Limits on the exports that a worker sends, and on the import files that it receives, at the same time."""
 
 from __future__ import annotations
 
 from repository.engine.engines import EXPORT_READERS
 from services.limits.in_progress import InProgress
 
-MAX_EXPORTS = EXPORT_READERS  # Each of them has a connection to the database of its own.
+MAX_EXPORTS = EXPORT_READERS  # Each export has a database connection of its own.
 MAX_EXPORTS_PER_USER = 1
 MAX_EXPORTS_PER_ADDRESS = 1
 MAX_UPLOADS = 4  # Each part of a file is a write, so more of them would delay other writes.
@@ -14,7 +14,7 @@ MAX_UPLOADS_PER_ADDRESS = 2
 
 
 class Transfers:
-    """The transfers of a process. If `limits_clients` is false, only the limits of the worker hold."""
+    """The transfers of a process. If `limits_clients` is false, only the limits of the worker apply."""
 
     def __init__(self, *, limits_clients: bool) -> None:
         exports = (MAX_EXPORTS, MAX_EXPORTS_PER_USER, MAX_EXPORTS_PER_ADDRESS)

@@ -158,10 +158,10 @@ def _csv_records(lines: Sequence[bytes], line: int, begin: int, rest: int | None
 
 @dataclass(frozen=True, slots=True)
 class _Tail:
-    """What is known of lines that a record with a line break in quotes has: how a record ends that begins in one of
-    them and is open at the end of its first line.
+    """The end of a record with line breaks in quotes, which is known for some of the lines after it.
 
-    It ends in the line `last`, or beyond the piece if that is the number of lines. `problem` is what is wrong there.
+    A record that begins in one of these lines, and is open at the end of that line, ends in the line `last` or, if
+    `last` is the number of lines, beyond the piece. `problem` is what is wrong there.
     """
 
     last: int
