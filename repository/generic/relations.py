@@ -2,8 +2,8 @@
 
 A parent counts its children in a derived column; a new count does not raise its `version`. A child outlives its parent:
 deleting the parent clears the child's column by an ordinary edit, so that no user deletes what another user wrote. The
-exception are children that are meaningless without their parent (`Parent.takes_children`). Of children that only their
-owners see, each owner gets an event (or several, if one cannot hold all of them).
+exceptions are children that are meaningless without their parent (`Parent.takes_children`). If only their owners see
+the children, each owner gets an event (or several, if one cannot hold all of them).
 """
 
 from __future__ import annotations
