@@ -13,7 +13,7 @@ import click
 import orjson
 
 from commands.database import configured, with_database
-from repository.catalog import films
+from repository.catalog.seed import add_films
 from services.passwords import hasher_for
 
 DATA = Path(__file__).with_name("seed_data.json")
@@ -28,6 +28,6 @@ def seed(force: bool) -> None:
     password_hash = hasher_for(settings).hash(secrets.token_urlsafe())
     made = with_database(
         settings,
-        lambda database: database.write(lambda tx: films.add_films(tx, data, password_hash, even_if_not_empty=force)),
+        lambda database: database.write(lambda tx: add_films(tx, data, password_hash, even_if_not_empty=force)),
     )
     click.echo(f"Added {made.movies} movies, {made.ratings} ratings and {made.comments} comments.")

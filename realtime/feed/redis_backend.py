@@ -31,7 +31,7 @@ from repository.engine.events import Event, Head
 
 INBOX_MESSAGES = 10_000
 INBOX_BYTES = 16 * 1024 * 1024
-REDIS_TIMEOUT_SECONDS = 1.0
+BUS_TIMEOUT_SECONDS = 1.0
 MIN_BACKOFF_SECONDS = 0.05
 MAX_BACKOFF_SECONDS = 1.0
 SECONDS_BETWEEN_LOG_LINES = 60.0  # limits the warnings, because anyone with access to Redis can send invalid messages
@@ -49,10 +49,10 @@ class RedisBackend(BroadcastBackend):
         self._signer = signer
         retry: Any = Retry(NoBackoff(), 0)  # no retries, because the reader has its own back-off
         self._publisher: Redis = Redis.from_url(
-            url, socket_timeout=REDIS_TIMEOUT_SECONDS, socket_connect_timeout=REDIS_TIMEOUT_SECONDS, retry=retry
+            url, socket_timeout=BUS_TIMEOUT_SECONDS, socket_connect_timeout=BUS_TIMEOUT_SECONDS, retry=retry
         )
         self._subscriber: Redis = Redis.from_url(
-            url, socket_connect_timeout=REDIS_TIMEOUT_SECONDS, socket_timeout=None, retry=retry
+            url, socket_connect_timeout=BUS_TIMEOUT_SECONDS, socket_timeout=None, retry=retry
         )
         # Messages that do not fit are dropped, because their events can be read from the log.
         self._inbox: asyncio.Queue[tuple[int, Published]] = asyncio.Queue(INBOX_MESSAGES)
@@ -109,7 +109,7 @@ class RedisBackend(BroadcastBackend):
             self._again.clear()
             try:
                 async with self._subscriber.pubsub() as pubsub:
-                    await asyncio.wait_for(pubsub.subscribe(channel), REDIS_TIMEOUT_SECONDS)
+                    await asyncio.wait_for(pubsub.subscribe(channel), BUS_TIMEOUT_SECONDS)
                     self._deliver(channel, Reconnected())
                     if not is_first:
                         metrics.BUS_RECONNECTS.inc()

@@ -38,7 +38,7 @@ from realtime.sockets.places import Places
 from realtime.sockets.registry import Registry
 from realtime.sse import replay
 from realtime.sse.replay import PositionLost, Query, Replay, View
-from realtime.wire import frames, sse
+from realtime.wire import frames, sse_format
 from repository.engine.events import Event, Head
 
 MAX_STREAMS = 1_000  # The limit applies to each worker.
@@ -172,7 +172,7 @@ class EventStream(Response):
             stack.enter_context(self._streams.place(self, address))
             await self._sign_in(stack)
             reason = await self._find_start()
-            self.init_headers({**_HEADERS, "Stream-Position": sse.position_text(self._head)})
+            self.init_headers({**_HEADERS, "Stream-Position": sse_format.position_text(self._head)})
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             if scope["method"] == "HEAD":
                 await send({"type": "http.response.body"})
@@ -242,8 +242,8 @@ class EventStream(Response):
         """Send until cancelled. Raises TimeoutError when the client accepts no data for too long."""
         user_id = user_id_of(self._view.identity)
         welcome = frames.welcome(self._head, user_id, int(self._pace.heartbeat_seconds))
-        retry = sse.retry(random.randint(MIN_RETRY_MS, MAX_RETRY_MS))
-        await self._write(send, retry + sse.frame_block(self._head.epoch, self._head.seq, welcome))
+        retry = sse_format.retry(random.randint(MIN_RETRY_MS, MAX_RETRY_MS))
+        await self._write(send, retry + sse_format.frame_block(self._head.epoch, self._head.seq, welcome))
         if reason is not None:
             await self._start_over(reason, send)
         pause = 0.0
@@ -270,7 +270,7 @@ class EventStream(Response):
             elif not events:
                 await self._wait_for_more()
             if self._next_heartbeat() <= asyncio.get_running_loop().time():
-                await self._write(send, sse.heartbeat(self._head))
+                await self._write(send, sse_format.heartbeat(self._head))
 
     def buffered(self) -> int:
         """Return how many bytes of the client's limit are reserved for the page that is being read or sent."""
@@ -290,7 +290,7 @@ class EventStream(Response):
     async def _start_over(self, reason: str, send: Send) -> None:
         self._generation, self._head, self._is_position_checked = self._feed.generation, self._feed.head, True
         frame = frames.resync(reason, self._head)
-        await self._write(send, sse.frame_block(self._head.epoch, self._head.seq, frame))
+        await self._write(send, sse_format.frame_block(self._head.epoch, self._head.seq, frame))
 
     def _next_heartbeat(self) -> float:
         return self._wrote_at + self._pace.heartbeat_seconds
@@ -306,7 +306,7 @@ class EventStream(Response):
         for event in events:
             text = self._view.text(event)
             if text is not None:
-                blocks.append(sse.frame_block(self._head.epoch, event.seq, text))
+                blocks.append(sse_format.frame_block(self._head.epoch, event.seq, text))
                 size += len(text)
                 if size >= PIECE_BYTES:
                     await self._write(send, b"".join(blocks))

@@ -29,7 +29,7 @@ from redis.exceptions import RedisError
 from core.rates import Rate
 from services.limits.memory import MAX_CLIENTS, STEPS, Hit
 
-REDIS_TIMEOUT_SECONDS = 0.25
+LIMIT_TIMEOUT_SECONDS = 0.25
 MAX_REDIS_CONNECTIONS = 8
 AWAY_SECONDS = 2.0  # seconds between attempts to reach Redis after a failure
 MAX_REFUSED_SECONDS = 1.0
@@ -57,9 +57,9 @@ class SharedWindows:
         self._pool = BlockingConnectionPool.from_url(
             url,
             max_connections=MAX_REDIS_CONNECTIONS,
-            timeout=REDIS_TIMEOUT_SECONDS,
-            socket_timeout=REDIS_TIMEOUT_SECONDS,
-            socket_connect_timeout=REDIS_TIMEOUT_SECONDS,
+            timeout=LIMIT_TIMEOUT_SECONDS,
+            socket_timeout=LIMIT_TIMEOUT_SECONDS,
+            socket_connect_timeout=LIMIT_TIMEOUT_SECONDS,
             retry=Retry(NoBackoff(), 0),
         )
         pool: Any = self._pool  # RedisStorage accepts this pool, although its annotation says otherwise
@@ -77,7 +77,7 @@ class SharedWindows:
     async def hit(self, key: str, rate: Rate) -> Hit | None:
         """Count a hit as `Windows.hit` does, or return None while Redis is unavailable.
 
-        Each request to Redis takes at most REDIS_TIMEOUT_SECONDS. Cancelling is safe: at worst, a share is leased and
+        Each request to Redis takes at most LIMIT_TIMEOUT_SECONDS. Cancelling is safe: at worst, a share is leased and
         not used.
         """
         share = self._share_of(key, rate)
@@ -136,7 +136,7 @@ class SharedWindows:
         if self._is_away:
             self._away_until = now + AWAY_SECONDS  # this call tests the connection; meanwhile, other calls return None
         try:
-            async with asyncio.timeout(REDIS_TIMEOUT_SECONDS):
+            async with asyncio.timeout(LIMIT_TIMEOUT_SECONDS):
                 result = await work()
         except (RedisError, OSError, TimeoutError) as error:
             now = time.monotonic()
