@@ -24,9 +24,7 @@ users = numbered(
     Column("email_key", text(320), unique=True),
     # The normalised address of an account that has not been activated yet. Several accounts may wait for one address.
     Column("waiting_key", text(320)),
-    Column("name", text(100)),
-    Column("first_name", text(100)),
-    Column("last_name", text(100)),
+    *(Column(name, text(100)) for name in ("name", "first_name", "last_name")),
     Column("phone_number", text(16)),
     Column("password_hash", Text, nullable=False),
     Column("group", text(20), nullable=False),
@@ -55,11 +53,9 @@ movies = numbered(
     Column("rating", SmallInteger),
     Column("duration_minutes", Integer),
     Column("status", text(50)),
-    Column("budget", BigInteger),
-    Column("revenue", BigInteger),
+    *(Column(name, BigInteger) for name in ("budget", "revenue")),
     Column("country", text(2)),
-    Column("languages", Strings, nullable=False),
-    Column("genres", Strings, nullable=False),
+    *(Column(name, Strings, nullable=False) for name in ("languages", "genres")),
     Column("actors", Strings, nullable=False, server_default="[]"),
     Column("user_id", Id, ForeignKey("users.id")),
     Column("characters_count", Integer, nullable=False),
@@ -104,8 +100,7 @@ actors = numbered(
     Column("birth_date", IsoDate),
     Column("country", text(2)),
     Column("biography", text()),
-    Column("movies_count", Integer, nullable=False, server_default="0"),
-    Column("characters_count", Integer, nullable=False, server_default="0"),
+    *(Column(name, Integer, nullable=False, server_default="0") for name in ("movies_count", "characters_count")),
     *kept(),
     Index("ix_actors_name_key", "name_key", "id"),
 )
@@ -133,7 +128,6 @@ languages = numbered(
     *kept(),
     Index("ix_languages_name_key", "name_key", "id"),
 )
-
 
 movie_languages = links(languages, movies, "language_id", "movie_id")
 movie_genres = links(genres, movies, "genre_id", "movie_id")
@@ -299,8 +293,7 @@ event_spans = Table(
     metadata,
     Column("seq", Id, primary_key=True, autoincrement=False),
     Column("topic", String(32), nullable=False),
-    Column("first_id", BigInteger, nullable=False),
-    Column("last_id", BigInteger, nullable=False),
+    *(Column(name, BigInteger, nullable=False) for name in ("first_id", "last_id")),
     Index("ix_event_spans_topic", "topic", "seq", "first_id", "last_id"),
 )
 
@@ -310,8 +303,7 @@ jobs = Table(
     Column("id", text(36), primary_key=True),
     Column("kind", text(32), nullable=False),
     Column("state", text(16), nullable=False),
-    Column("done", Integer, nullable=False),
-    Column("total", Integer, nullable=False),
+    *(Column(name, Integer, nullable=False) for name in ("done", "total")),
     Column("seed", BigInteger, nullable=False),
     Column("batch_size", Integer, nullable=False),
     Column("rate", Float),
@@ -353,6 +345,14 @@ import_parts = Table(
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("content", sa.LargeBinary, nullable=False),
     Column("created_at", UtcTime, nullable=False),
+)
+
+# The row that a job renames or deletes, and the last of the rows that a renaming job has looked at.
+cascades = Table(
+    "cascades",
+    metadata,
+    Column("job_id", text(36), primary_key=True),
+    *(Column(name, Id, nullable=False) for name in ("row_id", "last_id")),
 )
 
 idempotency_keys = Table(

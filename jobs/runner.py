@@ -22,9 +22,10 @@ from typing import Any
 import structlog
 
 from core import metrics
-from core.errors import Unavailable
-from jobs import generation, imports
+from core.errors import Forbidden, Unavailable
+from jobs import cascades, generation, imports
 from repository import jobs
+from repository.cascades import is_cascade
 from repository.engine.database import Database
 from repository.engine.events import Event
 from repository.engine.transaction import Transaction
@@ -32,6 +33,7 @@ from repository.generic import rows as table_rows
 from repository.generic import writes
 from repository.generic.writes import Prepared
 from repository.jobs import ClaimedJob, LeaseLost
+from repository.transfers.imports import RightsLost
 from resources.characters import CHARACTERS
 from resources.movies import MOVIES
 
@@ -152,6 +154,9 @@ class Runner:
         if imports.is_import(job.kind):
             await self._run_import(job, owner)
             return
+        if is_cascade(job.kind):
+            await self._run_cascade(job, owner)
+            return
         done, started = job.done, time.monotonic()
         pace = Pace(job, started)
         self._leave_until(pace.due)
@@ -206,6 +211,21 @@ class Runner:
             upcoming.cancel()
             await asyncio.gather(upcoming, return_exceptions=True)
         await work.discard_file()
+
+    async def _run_cascade(self, job: ClaimedJob, owner: str) -> None:
+        """Store one chunk after the other, until the job has ended. Raises SlotLeft, LeaseLost or Unavailable."""
+        work = cascades.CascadeJob(self._database, job, owner)
+        may_stay_until = time.monotonic() + SLOT_SECONDS
+        try:
+            while not work.is_done:
+                if self._stopping.is_set():
+                    raise SlotLeft
+                metrics.ROWS_GENERATED.labels(job.kind).inc(await work.store())
+                if not work.is_done:
+                    may_stay_until = await self._make_room(job, may_stay_until, time.monotonic())
+        except (RightsLost, Forbidden) as lost:
+            log.info("deletion stopped", job=job.id, reason=str(lost))
+            await jobs.fail(self._database, job.id, owner, str(lost))
 
     def _leave_until(self, due: float) -> None:
         """Raise SlotLeft when the next chunk is due in more than MAX_WAIT_IN_SLOT_SECONDS."""

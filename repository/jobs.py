@@ -32,7 +32,7 @@ from repository.generic.lists import Listed, ListRequest, entities_of
 from repository.generic.rows import entity, one
 from repository.generic.versions import Row, changed_names
 from repository.leases import has_expired, now_in_seconds
-from resources.jobs import Job
+from resources.jobs import RENAME, Job
 
 LEASE_SECONDS = 5.0
 MAX_UNFINISHED_PER_USER = 20
@@ -43,13 +43,14 @@ QUOTA_HOURS = 24
 SERVED_SECONDS = 60.0
 
 UNFINISHED = ("queued", "running")
+COUNTED = ("generate_", "import_")  # the kinds of jobs whose rows count towards the quota
 TABLE = models.jobs
 ORDERING = Ordering(TABLE, lambda sort, after: (("created_at", True), ("id", False)))
 
 
 @dataclass(frozen=True, slots=True)
 class JobOrder:
-    """The data to generate. `rate` is in rows per second; None means as fast as possible."""
+    """What a job does, such as the data to generate. `rate` is in rows per second; None means as fast as possible."""
 
     kind: str
     total: int
@@ -114,11 +115,13 @@ async def create(
     owner = select(users.id).where(users.id == identity.user_id, users.deleted_at.is_(None), users.is_active)
     if await one(tx.connection, owner.with_for_update()) is None:
         raise invalid_token("access")
+    is_counted = order.kind.startswith(COUNTED)
     if max_rows_per_day is not None:
         await _check_unfinished(tx, identity.user_id)
-        await _check_quota(tx, identity.user_id, order.total, max_rows_per_day, place)
+        if is_counted:
+            await _check_quota(tx, identity.user_id, order.total, max_rows_per_day, place)
     if origin is not None:
-        await _check_network(tx, origin, order.total, max_rows_per_day)
+        await _check_network(tx, origin, order.total, max_rows_per_day if is_counted else None)
     values = {
         **asdict(order),
         "id": job_id or str(uuid.uuid4()),
@@ -174,7 +177,8 @@ async def _check_rows(tx: Transaction, which: ColumnElement[bool], total: int, m
     begin = utc_text(now - timedelta(hours=QUOTA_HOURS))
     # Of a job that has ended, count only the rows that it has stored.
     counted = case((TABLE.c.state.in_(UNFINISHED), TABLE.c.total), else_=TABLE.c.done)
-    recent = and_(which, TABLE.c.created_at > begin)
+    is_counted = or_(*(TABLE.c.kind.startswith(kind, autoescape=True) for kind in COUNTED))
+    recent = and_(which, is_counted, TABLE.c.created_at > begin)
     sums = select(func.coalesce(func.sum(counted), 0), func.min(TABLE.c.created_at)).where(recent, counted > 0)
     used, oldest = (await tx.connection.execute(sums)).one()
     if used + total > max_rows:
@@ -230,6 +234,8 @@ async def cancel(tx: Transaction, identity: Identity, job_id: str) -> dict[str, 
         raise NotFound(f"There is no job {job_id}")
     if not identity.may_change(job["user_id"]):
         raise Forbidden(f"Only the owner, moderators and admins may cancel job {job_id}")
+    if job["kind"].startswith(RENAME) and job["state"] in UNFINISHED:
+        raise Conflict(f"Job {job_id} cannot be cancelled, because the new name is stored already; rename the row back")
     if job["state"] == "cancelled":
         return public(job)
     if job["state"] not in UNFINISHED:
@@ -241,8 +247,11 @@ async def cancel(tx: Transaction, identity: Identity, job_id: str) -> dict[str, 
 
 
 async def cancel_all(tx: Transaction, user_id: int) -> None:
-    """Cancel every unfinished job of a user. The caller holds the user's lock, so no other job is queued meanwhile."""
-    unfinished = select(TABLE).where(TABLE.c.user_id == user_id, TABLE.c.state.in_(UNFINISHED))
+    """Cancel the unfinished jobs of a user, but complete what is renamed. The caller holds the user's lock, so no other
+    job is queued meanwhile.
+    """
+    others = ~TABLE.c.kind.startswith(RENAME, autoescape=True)
+    unfinished = select(TABLE).where(TABLE.c.user_id == user_id, TABLE.c.state.in_(UNFINISHED), others)
     for row in (await tx.connection.execute(unfinished.order_by(TABLE.c.id).with_for_update())).all():
         await _transition(tx, entity(row), _ended(tx, "cancelled"))
 
@@ -374,7 +383,7 @@ async def forget(database: Database, ended_before: datetime, *, max_rows: int) -
         found = await tx.connection.execute(old.order_by(TABLE.c.finished_at).limit(max_rows).with_for_update())
         gone = [public(entity(row)) for row in found.all()]
         ids = [job["id"] for job in gone]
-        for table in (models.import_parts, models.imports):
+        for table in (models.import_parts, models.imports, models.cascades):
             await tx.connection.execute(delete(table).where(table.c.job_id.in_(ids)))
         await tx.connection.execute(delete(TABLE).where(TABLE.c.id.in_(ids)))
         for job in gone:

@@ -11,8 +11,23 @@ from resources.derived import chosen_fields
 from schemas import Answer, Moment
 
 Kind = Literal[
-    "generate_movies", "generate_characters", "import_movies", "import_characters", "import_genres", "import_actors"
+    "generate_movies",
+    "generate_characters",
+    "import_movies",
+    "import_characters",
+    "import_genres",
+    "import_actors",
+    "delete_movies",
+    "delete_genres",
+    "delete_actors",
+    "delete_countries",
+    "delete_languages",
+    "rename_genres",
+    "rename_actors",
+    "rename_languages",
 ]
+# The jobs that delete one row with its many dependants, and those that change the many rows that show a renamed row.
+DELETE, RENAME = "delete_", "rename_"
 State = Literal["queued", "running", "done", "cancelled", "failed"]
 
 

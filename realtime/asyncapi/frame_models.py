@@ -57,15 +57,19 @@ class Gone(TopicFrame, Generic[TopicName, Id]):
     id: Id
 
 
+JOB_ID: Any = Field(default=MISSING, description="The job that wrote the rows")
+
+
 class Items(TopicFrame, Generic[TopicName, Entity]):
     count: Count
     items: Annotated[list[Entity], Field(min_length=1, max_length=MAX_EVENT_ITEMS)]
-    job_id: str | MISSING = Field(default=MISSING, description="The job that created the rows")
+    job_id: str | MISSING = JOB_ID
 
 
 class Ids(TopicFrame, Generic[TopicName, Id]):
     count: Count
     ids: Annotated[list[Id], Field(min_length=1, max_length=MAX_EVENT_ITEMS)]
+    job_id: str | MISSING = JOB_ID
 
 
 class Summary(TopicFrame, Generic[TopicName, Id]):

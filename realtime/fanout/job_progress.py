@@ -46,7 +46,7 @@ class Progress:
         for event in events:
             if event.topic == "jobs" and event.entity_id is not None and event.operation == "update":
                 job_id: str | None = event.entity_id
-            elif event.operation == "add_bulk":
+            elif event.operation.endswith("_bulk"):
                 job_id = frames.job_of(event)
             else:
                 continue

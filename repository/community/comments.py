@@ -35,6 +35,7 @@ from resources.resource import Parent
 
 # Deleting the last reply of a deleted comment removes that comment, too, and so on up to the top.
 MAX_DEPTH = 100
+MAX_ABOVE = 10_000  # the comments above those that one transaction deletes, as far as they may change
 
 TABLE = COMMENTS.table
 _REPLIES = Parent("parent_id", COMMENTS, count="replies_count")
@@ -117,7 +118,8 @@ async def remove(tx: Transaction, identity: Identity, comment_id: int, if_match:
     row = _only(await _lock(tx, [comment_id]), comment_id)
     COMMENTS.require_may_change(identity, [row])
     require_version("Comment", row, if_match)
-    await _remove(tx, identity, [row])
+    await _remove(tx, [row], identity.user_id)
+    await _audit(tx, "delete", identity, [row])
 
 
 async def remove_bulk(tx: Transaction, identity: Identity, ids: Sequence[int]) -> BulkResult[int]:
@@ -126,11 +128,24 @@ async def remove_bulk(tx: Transaction, identity: Identity, ids: Sequence[int]) -
     found = {row["id"]: row for row in await _lock(tx, wanted) if not row["deleted"]}
     COMMENTS.require_may_change(identity, found.values())
     if found:
-        await _remove(tx, identity, list(found.values()))
+        await _remove(tx, list(found.values()), identity.user_id)
+        await _audit(tx, "delete", identity, found.values())
     return BulkResult([each for each in wanted if each in found], [each for each in wanted if each not in found])
 
 
-async def _remove(tx: Transaction, identity: Identity, chosen: Rows) -> None:
+async def remove_newest(tx: Transaction, movie_id: int, size: int, actor_id: int | None) -> int:
+    """Delete at most `size` of the newest comments on a movie that the caller has locked. Return how many.
+
+    Since replies are newer than the comments that they reply to, no comment needs to keep its place.
+    """
+    newest = select(TABLE.c.id).where(TABLE.c.movie_id == movie_id).order_by(TABLE.c.id.desc())
+    ids = list((await tx.connection.execute(newest.limit(min(size, MAX_ABOVE // MAX_DEPTH)))).scalars())
+    if ids:
+        await _remove(tx, await rows.fetch_locked(tx, TABLE, ids), actor_id)
+    return len(ids)
+
+
+async def _remove(tx: Transaction, chosen: Rows, actor_id: int | None) -> None:
     """Delete comments. The caller has locked them and their movies."""
     before = {row["id"]: row for row in chosen}
     above = await _ids_above(tx, chosen)
@@ -140,7 +155,7 @@ async def _remove(tx: Transaction, identity: Identity, chosen: Rows) -> None:
         gone = [before[id_] for id_ in sorted(removed)]
         await tx.connection.execute(sa.delete(TABLE).where(rows.one_of(tx.is_sqlite, TABLE.c.id, sorted(removed))))
         await search.remove(tx, COMMENTS, sorted(removed))
-        await relations.emit_deletes(tx, COMMENTS, gone, identity.user_id)
+        await relations.emit_deletes(tx, COMMENTS, gone, actor_id)
     if after:
         await rows.write_back(tx, TABLE, after, _WRITTEN)
         await search.update(tx, COMMENTS, [before[row["id"]] for row in after], after)
@@ -149,11 +164,10 @@ async def _remove(tx: Transaction, identity: Identity, chosen: Rows) -> None:
         former = [before[row["id"]] for row in part]
         names = {name for old, new in zip(former, part, strict=True) for name in changed_names(old, new)}
         changed = [name for name in COMMENTS.columns if name in names - BOOKKEEPING]
-        await relations.emit_updates(tx, COMMENTS, former, part, changed, identity.user_id)
+        await relations.emit_updates(tx, COMMENTS, former, part, changed, actor_id)
         await asyncio.sleep(0)  # let other tasks run while many comments are deleted
     fewer = Counter({movie: -count for movie, count in Counter(before[id_]["movie_id"] for id_ in removed).items()})
-    await relations.add_to_parents(tx, _MOVIE, fewer, identity.user_id)
-    await _audit(tx, "delete", identity, chosen)
+    await relations.add_to_parents(tx, _MOVIE, fewer, actor_id)
 
 
 def _without(
@@ -167,6 +181,8 @@ def _without(
     rows_now = {id_: dict(row) for id_, row in before.items()}
     removed: set[int] = set()
     for id_ in sorted(chosen, reverse=True):  # replies have higher ids than the comments that they reply to
+        if id_ in removed:
+            continue
         row = rows_now[id_]
         row |= {"text": None, "user_id": None, "deleted": True, "version": row["version"] + 1, "updated_at": now}
         while row["deleted"] and not row["replies_count"]:
@@ -190,11 +206,12 @@ async def _ids_above(tx: Transaction, chosen: Sequence[Row]) -> set[int]:
     first = select(TABLE.c.id, TABLE.c.parent_id, TABLE.c.deleted)
     above = first.where(rows.one_of(tx.is_sqlite, TABLE.c.id, parents)).cte("above", recursive=True)
     further = first.join(above, TABLE.c.id == above.c.parent_id).where(above.c.deleted)
-    limit = relations.MAX_RELEASED_CHILDREN
-    query = select(above.union(further).c.id).limit(limit + 1)
+    query = select(above.union(further).c.id).limit(MAX_ABOVE + 1)
     found = set((await tx.connection.execute(query)).scalars())
-    if len(found) > limit:
-        raise Conflict(f"These comments reply to more than {limit} comments that may change: delete fewer at a time")
+    if len(found) > MAX_ABOVE:
+        raise Conflict(
+            f"These comments reply to more than {MAX_ABOVE} comments that may change: delete fewer at a time"
+        )
     return found
 
 

@@ -49,7 +49,7 @@ class Transaction:
 
     `writer` is the client on whose behalf the transaction writes. It must still have its rights when the transaction
     ends (`repository.engine.rights`); with None, no rights are checked. `address` is the client's IP address, for the
-    audit trail.
+    audit trail. With `job_id`, the bulk events name this job.
 
     The functions in `on_position` are called just before COMMIT, with the position of the transaction's last event, or
     with the log's head if there is no event. They may write rows, but emit nothing.
@@ -59,11 +59,11 @@ class Transaction:
     writer: Identity | None = None
     drafts: list[Draft] = field(default_factory=list)
     size: int = 0  # the total size of the drafts, in bytes
-    max_size: int = field(default_factory=lambda: MAX_TRANSACTION_BYTES)
     on_position: list[Callable[[Head], Awaitable[None]]] = field(default_factory=list)
     lock_waits: LockWaits = field(default_factory=LockWaits)
     newest: Newest = field(default_factory=Newest)
     address: str | None = None
+    job_id: str | None = None
     _driver: Any = None
 
     @property
@@ -150,6 +150,7 @@ class Transaction:
         entities. Rows that exceed MAX_EVENT_BYTES or MAX_EVENT_ITEMS are split into several events. Raises
         ContentTooLarge.
         """
+        job_id = job_id or self.job_id
         key = b"ids" if operation == "delete_bulk" else b"items"
         tail = b',"job_id":' + orjson.dumps(job_id) if job_id is not None else b""
         start = 0
@@ -163,15 +164,15 @@ class Transaction:
 
     def _append(self, draft: Draft) -> None:
         self.size += len(draft.payload) + (len(draft.before) if draft.before is not None else 0)
-        require_fits(self.size, self.max_size)
+        require_fits(self.size)
         self.drafts.append(draft)
 
 
-def require_fits(size: int, max_size: int = MAX_TRANSACTION_BYTES) -> None:
+def require_fits(size: int) -> None:
     """Raise ContentTooLarge if rows of `size` bytes are more than one transaction may write."""
-    if size > max_size:
+    if size > MAX_TRANSACTION_BYTES:
         raise ContentTooLarge(
-            f"Expected a request that changes at most {max_size:,} bytes of rows: change fewer rows at a "
+            f"Expected a request that changes at most {MAX_TRANSACTION_BYTES:,} bytes of rows: change fewer rows at a "
             "time; if other rows refer to them, change those first"
         )
 

@@ -30,6 +30,8 @@ from resources.resource import Link, Resource
 
 # All of these rows are read, locked and counted in one transaction.
 MAX_LINKED_PER_REQUEST = 10_000
+# Storing them takes about half a second. Generated rows are few in each transaction, and their links are not counted.
+MAX_LINKS_PER_REQUEST = 50_000
 
 # Adds rows of a resource that bodies name but that do not exist.
 Add = Callable[[Resource, Sequence[Row]], Awaitable[None]]
@@ -70,6 +72,8 @@ async def resolve(
     """
     made = ((link, _named(link, items, edits)) for link in owner.links)
     plans = [_Plan(link, named, edits, codes or {}) for link, named in made if named]
+    if codes is None:
+        _require_few(owner, chain.from_iterable(plan.named.values() for plan in plans if plan.link.table is not None))
     refused: dict[int, list[Refusal]] = {}
     for plan in plans:
         await plan.find(tx)
@@ -83,6 +87,15 @@ async def resolve(
         if plan.link.adds and add is not None:
             await plan.add(tx, add, refused)
     return await rows.off_the_loop(len(items), _resolved, items, plans, refused)
+
+
+def _require_few(owner: Resource, shown: Iterable[Sequence[Any]]) -> None:
+    """Raise ContentTooLarge if rows of `owner` show too many rows together."""
+    if sum(map(len, shown)) > MAX_LINKS_PER_REQUEST:
+        names = ", ".join(link.column for link in owner.links if link.table is not None)
+        raise ContentTooLarge(
+            f"Expected {owner.name} with at most {MAX_LINKS_PER_REQUEST:,} {names} together: send fewer {owner.name}"
+        )
 
 
 def _resolved(items: Items, plans: Sequence[_Plan], refused: Mapping[int, Sequence[Refusal]]) -> Resolved:
@@ -289,8 +302,12 @@ async def store(tx: Transaction, resolved: Resolved, owner_ids: Mapping[int, int
 
 
 async def remove(tx: Transaction, owner: Resource, gone: Iterable[Row], actor_id: int | None) -> None:
-    """Delete the links of rows that are about to be deleted, and update the counts, with their events."""
+    """Delete the links of rows that are about to be deleted, and update the counts, with their events.
+
+    Raises ContentTooLarge.
+    """
     gone = list(gone)
+    _require_few(owner, (row[link.column] for link in owner.links if link.table is not None for row in gone))
     for link in owner.links:
         showing = {row["id"]: row[link.column] for row in gone if row[link.column]}
         if not showing:

@@ -13,21 +13,16 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import orjson
-from sqlalchemy import ColumnElement, Table, delete, func, select, update
+from sqlalchemy import ColumnElement, Table, delete, select, update
 
-from core.errors import Conflict
 from core.times import utc_now
 from repository import search
 from repository.engine.statement import statement
 from repository.engine.transaction import MAX_EVENT_ITEMS, Transaction, former_values
 from repository.generic import rows
+from repository.generic.dependants import Children
 from repository.generic.versions import Row
-from resources.registry import children_of
 from resources.resource import Parent, Resource
-
-# The limit for the children that one request detaches from their parents. It is as high as the limit for the rows of a
-# bulk operation, because on SQLite other writes wait meanwhile.
-MAX_RELEASED_CHILDREN = 10_000
 
 Items = Sequence[Row]
 Rows = Sequence[dict[str, Any]]
@@ -43,45 +38,39 @@ async def recount(tx: Transaction, resource: Resource, before: Items, after: Ite
         await add_to_parents(tx, parent, changes, actor_id)
 
 
-async def release_children(tx: Transaction, resource: Resource, gone: Rows, actor_id: int | None) -> None:
+async def release_children(tx: Transaction, children: Sequence[Children], actor_id: int | None) -> None:
     """Clear the columns of children that refer to rows about to be deleted, or delete these children, too. The caller
     has locked the rows, so that they get no further children.
-
-    Raises Conflict when there are more than MAX_RELEASED_CHILDREN of one resource.
     """
-    for child, parent in children_of(resource):
-        count = parent.count
-        ids = [row["id"] for row in gone if count is None or row[count]]
-        if not ids:
-            continue
-        chosen = rows.one_of(tx.is_sqlite, child.table.c[parent.column], ids)
-        number = sum(row[count] for row in gone) if count is not None else await _count(tx, child.table, chosen)
-        if not number:
-            continue
-        if number > MAX_RELEASED_CHILDREN:
-            raise Conflict(_too_many(resource, ids, child, parent, number))
+    for child, parent, chosen, _ in children:
         if parent.takes_children:
             await _take(tx, child, chosen, actor_id)
         else:
             await _orphan(tx, child, parent.column, chosen, actor_id)
 
 
-async def _count(tx: Transaction, table: Table, chosen: ColumnElement[bool]) -> int:
-    """Count rows; stop above MAX_RELEASED_CHILDREN."""
-    some = select(table.c.id).where(chosen).limit(MAX_RELEASED_CHILDREN + 1).subquery()
-    found: int = (await tx.connection.execute(select(func.count()).select_from(some))).scalar_one()
-    return found
+async def release_some(
+    tx: Transaction, child: Resource, parent: Parent, parent_id: int, size: int, actor_id: int | None
+) -> list[dict[str, Any]]:
+    """Release `size` children of a locked row, which is to be deleted later, and count the others.
 
-
-def _too_many(resource: Resource, ids: Sequence[int], child: Resource, parent: Parent, number: int) -> str:
-    has = f"{resource.singular.capitalize()} {ids[0]} has" if len(ids) == 1 else f"These {resource.name} have"
-    if parent.count is None:
-        return f"{has} more than {MAX_RELEASED_CHILDREN:,} rows of {child.name}, which would be deleted, too"
-    way = "" if parent.takes_children else f", or move them to another {resource.singular}"
-    return (
-        f"{has} {number} {child.name}, expected at most {MAX_RELEASED_CHILDREN}: first delete {child.name} with DELETE "
-        f"/{child.name}/bulk{way}"
-    )
+    Return these children as they were before. Children that refer to one another must be released in another way.
+    """
+    table = child.table
+    chosen = select(table.c.id).where(table.c[parent.column] == parent_id).order_by(table.c.id).limit(size)
+    ids = list((await tx.connection.execute(chosen.with_for_update())).scalars())
+    before = await rows.fetch_locked(tx, table, ids)
+    after: Rows = ()
+    if not before:
+        return []
+    if parent.takes_children:
+        await search.remove(tx, child, ids)
+        await emit_deletes(tx, child, before, actor_id)
+        await tx.connection.execute(delete(table).where(rows.one_of(tx.is_sqlite, table.c.id, ids)))
+    else:
+        after = await _orphan_page(tx, child, parent.column, before, actor_id)
+    await recount(tx, child, before, after, actor_id)
+    return before
 
 
 async def _locked(tx: Transaction, table: Table, chosen: ColumnElement[bool]) -> AsyncIterator[list[dict[str, Any]]]:
@@ -108,16 +97,21 @@ async def _take(tx: Transaction, child: Resource, chosen: ColumnElement[bool], a
 async def _orphan(
     tx: Transaction, child: Resource, column: str, chosen: ColumnElement[bool], actor_id: int | None
 ) -> None:
-    table = child.table
-    async for before in _locked(tx, table, chosen):
-        now = utc_now()
-        after = [{**row, column: None, "version": row["version"] + 1, "updated_at": now} for row in before]
-        await tx.connection.execute(
-            update(table)
-            .where(rows.one_of(tx.is_sqlite, table.c.id, [row["id"] for row in before]))
-            .values({column: None, "version": table.c.version + 1, "updated_at": now})
-        )
-        await emit_updates(tx, child, before, after, [column], actor_id)
+    async for before in _locked(tx, child.table, chosen):
+        await _orphan_page(tx, child, column, before, actor_id)
+
+
+async def _orphan_page(tx: Transaction, child: Resource, column: str, before: Rows, actor_id: int | None) -> Rows:
+    """Clear a column of these rows, and return the rows as they are then."""
+    table, now = child.table, utc_now()
+    after = [{**row, column: None, "version": row["version"] + 1, "updated_at": now} for row in before]
+    await tx.connection.execute(
+        update(table)
+        .where(rows.one_of(tx.is_sqlite, table.c.id, [row["id"] for row in before]))
+        .values({column: None, "version": table.c.version + 1, "updated_at": now})
+    )
+    await emit_updates(tx, child, before, after, [column], actor_id)
+    return after
 
 
 async def add_to_parents(tx: Transaction, parent: Parent, changes: Counter[int], actor_id: int | None) -> None:

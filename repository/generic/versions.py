@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from core.errors import MAX_PROBLEMS, Conflict, FieldProblem, InvalidInput, PreconditionFailed
+from repository.engine.transaction import former_values
 
 Row = Mapping[str, Any]  # the values of a row by column
 
@@ -61,3 +63,46 @@ def editable(
     if wrong:
         raise InvalidInput(wrong)
     return made
+
+
+def edited(row: dict[str, Any], fields: Row, relinked: Collection[str], now: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the edited row and the changed columns. Columns with other links than before (`relinked`) count as
+    changed even if they show the same names.
+    """
+    changed = list(dict.fromkeys((*changed_names(row, fields), *relinked)))
+    if not changed:
+        return row, []
+    return {**row, **fields, "version": row["version"] + 1, "updated_at": now}, changed
+
+
+@dataclass(frozen=True, slots=True)
+class EditedRows:
+    """The rows that a bulk edit changes, before and after. `encoded_before` holds their former values.
+
+    `encoded` also holds the rows that stay the same, in the order of the request.
+    """
+
+    before: list[dict[str, Any]]
+    after: list[dict[str, Any]]
+    encoded_before: list[bytes]
+    encoded_after: list[bytes]
+    changed: list[str]
+    encoded: list[bytes]
+
+
+def edit_all(
+    found: Mapping[int, dict[str, Any]], edits: Mapping[int, Row], relinked: Mapping[int, Collection[str]], now: str
+) -> EditedRows:
+    """Return what edits, given by the ids of the rows, change. Pure, because it may run in a thread."""
+    pairs = [edited(row, edits[entity_id], relinked[entity_id], now) for entity_id, row in found.items()]
+    encoded = {row["id"]: orjson.dumps(row) for row, _ in pairs}
+    after = [row for row, changed in pairs if changed]
+    before = [found[row["id"]] for row in after]
+    return EditedRows(
+        before,
+        after,
+        [orjson.dumps(former_values(old, new)) for old, new in zip(before, after, strict=True)],
+        [encoded[row["id"]] for row in after],
+        list(dict.fromkeys(name for _, changed in pairs for name in changed)),
+        [encoded[entity_id] for entity_id in edits if entity_id in encoded],
+    )

@@ -7,7 +7,7 @@ children in opposite orders; PostgreSQL then refuses one of them, and `Database.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -20,10 +20,10 @@ from core.identity import Identity
 from core.times import utc_now
 from repository import search
 from repository.accounts import audit
-from repository.engine.transaction import Transaction, former_values
-from repository.generic import conflicts, linked_rows, links, relations, rows
+from repository.engine.transaction import Transaction
+from repository.generic import conflicts, dependants, linked_rows, links, relations, rows, versions
 from repository.generic.conflicts import Refusal
-from repository.generic.versions import BOOKKEEPING, IfMatch, Row, changed_names, editable, require_version
+from repository.generic.versions import BOOKKEEPING, IfMatch, Row, editable, require_version
 from resources.resource import Resource
 
 T = TypeVar("T")
@@ -227,9 +227,13 @@ async def _audit(
         await audit.record_for_rows(tx, action, resource.name, identity, foreign, changed)
 
 
-async def _one(
+async def locked(
     tx: Transaction, resource: Resource, identity: Identity, entity_id: int, if_match: IfMatch
 ) -> dict[str, Any]:
+    """Return an entity that the identity may change, locked until COMMIT.
+
+    Raises NotFound, Forbidden or PreconditionFailed.
+    """
     found = await rows.fetch_locked(tx, resource.table, [entity_id])
     if not found:
         raise NotFound(f"There is no {resource.singular} {entity_id}")
@@ -239,38 +243,35 @@ async def _one(
     return row
 
 
-def _edited(row: dict[str, Any], fields: Row, relinked: Collection[str], now: str) -> tuple[dict[str, Any], list[str]]:
-    """Return the edited row and the changed columns. Columns with other links than before (`relinked`) count as
-    changed even if they show the same names.
-    """
-    changed = list(dict.fromkeys((*changed_names(row, fields), *relinked)))
-    if not changed:
-        return row, []
-    return {**row, **fields, "version": row["version"] + 1, "updated_at": now}, changed
-
-
 async def edit(
-    tx: Transaction, resource: Resource, identity: Identity, entity_id: int, fields: Row, if_match: IfMatch
+    tx: Transaction,
+    resource: Resource,
+    identity: Identity,
+    entity_id: int,
+    fields: Row,
+    if_match: IfMatch,
+    defer: linked_rows.Defer | None = None,
 ) -> Stored:
-    """Set `fields` and return the whole entity. An edit that changes nothing emits no event.
+    """Set `fields` and return the whole entity. An edit that changes nothing emits no event. With `defer`, the rows
+    that show a renamed row do not change yet.
 
     Raises NotFound, Forbidden, PreconditionFailed, InvalidInput or Conflict.
     """
-    before = await _one(tx, resource, identity, entity_id, if_match)
+    before = await locked(tx, resource, identity, entity_id, if_match)
     (fields,) = editable(resource.defaults, [fields], [before])
     resolved = await links.resolve(tx, resource, [fields], edits=[before], add=_adder(tx, resource, identity))
     links.raise_for(resolved.refused, bulk=False)
     await conflicts.require_none(tx, resource, [fields], edits=[before], bulk=False)
-    after, changed = _edited(before, resolved.items[0], resolved.relinked(0), utc_now())
+    after, changed = versions.edited(before, resolved.items[0], resolved.relinked(0), utc_now())
     if not changed:
         return Stored(entity_id, before["version"], orjson.dumps(before))
-    linked_rows.require_few(resource, [before], [after])
+    linked_rows.require_unshown_codes(resource, [before], [after])
     await rows.write_back(tx, resource.table, [after], (*changed, *BOOKKEEPING))
     await search.update(tx, resource, [before], [after])
     payload = tx.emit(resource.name, "update", after, actor_id=identity.user_id, before=before, changed=changed)
     await relations.recount(tx, resource, [before], [after], identity.user_id)
     await links.store(tx, resolved, {0: entity_id}, identity.user_id)
-    await linked_rows.rename(tx, resource, [before], [after], identity.user_id)
+    await linked_rows.rename(tx, resource, [before], [after], identity.user_id, defer)
     await _audit(tx, "update", resource, identity, [before], changed)
     return Stored(entity_id, after["version"], payload)
 
@@ -297,9 +298,9 @@ async def edit_bulk(
     for position, (entity_id, _) in enumerate(edits):
         merged.setdefault(entity_id, {}).update(resolved.items[position])
         relinked.setdefault(entity_id, []).extend(resolved.relinked(position))
-    done = await rows.off_the_loop(len(found), _edit_all, found, merged, relinked, utc_now())
+    done = await rows.off_the_loop(len(found), versions.edit_all, found, merged, relinked, utc_now())
     if done.after:
-        linked_rows.require_few(resource, done.before, done.after)
+        linked_rows.require_unshown_codes(resource, done.before, done.after)
         await rows.write_back(tx, resource.table, done.after, (*done.changed, *BOOKKEEPING))
         await search.update(tx, resource, done.before, done.after)
         tx.emit_bulk(
@@ -325,49 +326,24 @@ async def unlinkable(
     return (await links.resolve(tx, resource, edits, edits=rows_before, add=adder)).refused
 
 
-@dataclass(frozen=True, slots=True)
-class _Edited:
-    """The rows that a bulk edit changes, before and after. `encoded_before` holds their former values.
-
-    `encoded` also holds the rows that stay the same, in the order of the request.
-    """
-
-    before: list[dict[str, Any]]
-    after: list[dict[str, Any]]
-    encoded_before: list[bytes]
-    encoded_after: list[bytes]
-    changed: list[str]
-    encoded: list[bytes]
-
-
-def _edit_all(
-    found: Mapping[int, dict[str, Any]], edits: Mapping[int, Row], relinked: Mapping[int, Collection[str]], now: str
-) -> _Edited:
-    edited = [_edited(row, edits[entity_id], relinked[entity_id], now) for entity_id, row in found.items()]
-    encoded = {row["id"]: orjson.dumps(row) for row, _ in edited}
-    after = [row for row, changed in edited if changed]
-    before = [found[row["id"]] for row in after]
-    return _Edited(
-        before,
-        after,
-        [orjson.dumps(former_values(old, new)) for old, new in zip(before, after, strict=True)],
-        [encoded[row["id"]] for row in after],
-        list(dict.fromkeys(name for _, changed in edited for name in changed)),
-        [encoded[entity_id] for entity_id in edits if entity_id in encoded],
-    )
-
-
 async def remove(tx: Transaction, resource: Resource, identity: Identity, entity_id: int, if_match: IfMatch) -> None:
     """Delete one entity. Raises NotFound, Forbidden, PreconditionFailed or Conflict."""
-    row = await _one(tx, resource, identity, entity_id, if_match)
-    await relations.release_children(tx, resource, [row], identity.user_id)
-    await linked_rows.release(tx, resource, [row], identity.user_id)
-    await links.remove(tx, resource, [row], identity.user_id)
+    row = await locked(tx, resource, identity, entity_id, if_match)
+    await _release(tx, resource, [row], identity.user_id)
     await tx.connection.execute(delete(resource.table).where(resource.table.c.id == entity_id))
     await search.remove(tx, resource, [entity_id])
     tx.emit(resource.name, "delete", row, actor_id=identity.user_id, before=row)
     await relations.recount(tx, resource, [row], (), identity.user_id)
     await _audit(tx, "delete", resource, identity, [row])
+
+
+async def _release(tx: Transaction, resource: Resource, gone: Sequence[dict[str, Any]], actor_id: int | None) -> None:
+    """Change or delete what depends on locked rows, which are about to be deleted. Raises TooManyDependants."""
+    children = await dependants.children(tx, resource, gone)
+    dependants.require_few(resource, gone, children)
+    await relations.release_children(tx, children, actor_id)
+    await linked_rows.release(tx, resource, gone, actor_id)
+    await links.remove(tx, resource, gone, actor_id)
 
 
 async def remove_bulk(tx: Transaction, resource: Resource, identity: Identity, ids: Sequence[int]) -> BulkResult[int]:
@@ -378,9 +354,7 @@ async def remove_bulk(tx: Transaction, resource: Resource, identity: Identity, i
     if not found:
         return BulkResult([], wanted)
     gone = list(found.values())
-    await relations.release_children(tx, resource, gone, identity.user_id)
-    await linked_rows.release(tx, resource, gone, identity.user_id)
-    await links.remove(tx, resource, gone, identity.user_id)
+    await _release(tx, resource, gone, identity.user_id)
     named = rows.one_of(tx.is_sqlite, resource.table.c.id, list(found))
     await tx.connection.execute(delete(resource.table).where(named))
     await search.remove(tx, resource, list(found))

@@ -13,19 +13,21 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 import schemas
-from core.errors import FieldProblem, Forbidden, InvalidInput, NotFound, Suggestions, listed
+from core.errors import ContentTooLarge, FieldProblem, Forbidden, InvalidInput, NotFound, Suggestions, listed
 from core.network.addresses import network_of
-from repository import jobs
+from repository import cascades, jobs
 from repository.engine.transaction import Transaction
 from repository.generic import lists, writes
+from repository.generic.dependants import TooManyDependants
 from repository.generic.idempotency import StoredResponse
 from repository.generic.lists import ListRequest
+from repository.generic.writes import Stored
 from repository.jobs import JobOrder
-from resources.registry import MAX_INCLUDED, included_in
+from resources.registry import MAX_INCLUDED, included_in, links_to
 from resources.resource import Link, Resource
 from routes.accounts.access import listed_account
 from routes.http import parsing, queries, rendering
-from routes.http.operation import Call
+from routes.http.operation import AnyCall, Call
 
 MAX_BULK_BODY_BYTES = 10 * 1024 * 1024  # enough for 10,000 rows of 1,000 bytes each
 DEFAULT_BATCH = 1_000
@@ -133,8 +135,30 @@ async def create(resource: Resource, call: Call[queries.ByUserId | None, None, B
 
 async def _edit(resource: Resource, call: Call[queries.ById, None, BaseModel], fields: dict[str, Any]) -> Response:
     versions = rendering.if_match(call)
-    stored = await call.write(lambda tx: writes.edit(tx, resource, call.me, call.path.id, fields, versions))
-    return rendering.tagged(stored.version, stored.body)
+    queued: list[dict[str, Any]] = []
+
+    async def at_once(tx: Transaction) -> Stored:
+        return await writes.edit(tx, resource, call.me, call.path.id, fields, versions)
+
+    async def with_job(tx: Transaction) -> Stored:
+        queued.clear()
+
+        async def defer(number: int) -> None:
+            limits = _job_limits(call)
+            queued.append(await cascades.order_renaming(tx, resource, call.me, call.path.id, number, *limits))
+
+        return await writes.edit(tx, resource, call.me, call.path.id, fields, versions, defer)
+
+    try:
+        stored = await call.write(at_once)
+    except (TooManyDependants, ContentTooLarge):
+        if not links_to(resource):
+            raise
+        stored = await call.write(with_job)
+    response = rendering.tagged(stored.version, stored.body)
+    if queued:
+        response.headers["Link"] = f'<{call.prefix}/jobs/{queued[0]["id"]}>; rel="status"'
+    return response
 
 
 async def replace(resource: Resource, call: Call[queries.ById, None, BaseModel]) -> Response:
@@ -147,7 +171,14 @@ async def patch(resource: Resource, call: Call[queries.ById, None, BaseModel]) -
 
 async def delete(resource: Resource, call: Call[queries.ById, None, None]) -> Response:
     versions = rendering.if_match(call)
-    await call.write(lambda tx: writes.remove(tx, resource, call.me, call.path.id, versions))
+    try:
+        await call.write(lambda tx: writes.remove(tx, resource, call.me, call.path.id, versions))
+    except (TooManyDependants, ContentTooLarge):
+        limits = _job_limits(call)
+        job = await call.write(
+            lambda tx: cascades.order_deletion(tx, resource, call.me, call.path.id, versions, *limits)
+        )
+        return rendering.JSONResponse(job, 202, {"Location": f"{call.prefix}/jobs/{job['id']}"})
     return Response(status_code=204)
 
 
@@ -222,13 +253,17 @@ async def generate(resource: Resource, call: Call[queries.ByNumber, queries.Gene
         rate=query.rate,
     )
 
+    async def work(tx: Transaction) -> StoredResponse:
+        job = await jobs.create(tx, call.me, order, *_job_limits(call))
+        return StoredResponse(202, orjson.dumps(job), {"Location": f"{call.prefix}/jobs/{job['id']}"})
+
+    return await rendering.write_once(call, work)
+
+
+def _job_limits(call: AnyCall) -> tuple[int | None, jobs.Origin | None]:
+    """Return the limit for the generated rows of a user, and the network that the job counts towards."""
     services = call.services
     # An unknown address, such as that of a Unix socket, belongs to no network.
     is_counted = services.limits.is_on and call.address
     origin = jobs.Origin(network_of(call.address or ""), services.users_per_address) if is_counted else None
-
-    async def work(tx: Transaction) -> StoredResponse:
-        job = await jobs.create(tx, call.me, order, services.generated_rows_per_day, origin)
-        return StoredResponse(202, orjson.dumps(job), {"Location": f"{call.prefix}/jobs/{job['id']}"})
-
-    return await rendering.write_once(call, work)
+    return services.generated_rows_per_day, origin

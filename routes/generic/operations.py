@@ -16,7 +16,7 @@ from resources.resource import Resource
 from routes.generic import handlers, history, imports, transfers
 from routes.http import queries
 from routes.http.limit_groups import LimitGroup
-from routes.http.operation import Details, Handler, Operations
+from routes.http.operation import DELETED, Details, Handler, Operations
 
 ALL_OR_NONE = (
     "Runs in one transaction. If the caller may not change one of the rows, the response is a 403 and nothing changes."
@@ -170,11 +170,22 @@ def _declare_single(made: Operations, resource: Resource) -> None:
     if resource.has_own_writes:
         return
     # The name of a linked row is also in the rows that show it.
-    edit = EDIT | Details(errors=(403, 404, 409, 413)) if links_to(resource) else EDIT
+    is_shown = bool(links_to(resource))
+    renamed = Details(errors=(403, 404, 409, 413, 429), answer_headers=("ETag", "Link"))
+    edit = EDIT | renamed if is_shown else EDIT
     made.put(path, f"Replace {one}{only}", changed, edit, body=resource.replacement)(by(handlers.replace))
     made.patch(path, f"Change {one}{only}", changed, edit, body=resource.patch)(by(handlers.patch))
-    errors = (403, 404, 409, 413) if children_of(resource) or links_to(resource) else (403, 404, 413)
-    made.delete(path, f"Delete {one}{only}", signed_in=True, if_match=True, errors=errors)(by(handlers.delete))
+    delete = Details(signed_in=True, if_match=True, errors=(403, 404, 413))
+    answers = DELETED
+    if is_shown or children_of(resource):
+        answers = {204: None, 202: Job}
+        delete |= Details(
+            description=f"If very many rows depend on the {resource.singular}, the response is a 202: a job deletes or "
+            f"releases these rows first, and then deletes the {resource.singular}.",
+            answer_headers=("Location",),
+            errors=(403, 404, 429),
+        )
+    made.delete(path, f"Delete {one}{only}", answers, delete)(by(handlers.delete))
 
 
 def _declare_linked(made: Operations, resource: Resource) -> None:

@@ -58,8 +58,13 @@ HEADERS: Mapping[str, dict[str, Any]] = {
         type="string",
         pattern="^[!-9;-~]+:[0-9]+$",
     ),
-    "Link": _header("URLs of the first, prev, next and last page (RFC 8288)", required=False, type="string"),
-    "Location": _header("Path of the new resource", type="string", pattern="^/[!-~]+$"),
+    "Link": _header(
+        "URLs (RFC 8288): of a list, the first, prev, next and last page; of a renamed row that very many rows show, "
+        "the job that changes these rows (`status`)",
+        required=False,
+        type="string",
+    ),
+    "Location": _header("Path of the new resource, or of the job", type="string", pattern="^/[!-~]+$"),
     "ETag": _header(
         '`"<version>-<digest>"`; with a leading `W/` if the response is compressed',
         type="string",
@@ -257,7 +262,7 @@ def _responses(operation: Operation) -> dict[str, Any]:
         names = operation.answer_headers if operation.method == "GET" else (*operation.answer_headers, POSITION)
         if operation.idempotent:
             names = (*names, REPLAYED)
-        headers = common | {name: HEADERS[name] for name in names}
+        headers = common | {name: HEADERS[name] for name in names if name != "Location" or answer is not None}
         response: dict[str, Any] = {"description": _SUCCESSES.get(status, "Success"), "headers": headers}
         if answer is not None:
             content = {operation.media_type: {"schema": _schema(answer, "serialization")}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from itertools import chain
@@ -9,8 +10,16 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
+import pytest
 
+from core.errors import ContentTooLarge
+from core.identity import Group, Identity
+from repository.engine.database import Database
 from repository.engine.transaction import MAX_TRANSACTION_BYTES
+from repository.generic import links as limits
+from repository.generic import writes
+from resources.movies import MOVIES
+from tests.support.accounts import account, outcome
 from tests.support.requests import assert_problem, ok
 from tests.support.resources import head, links, locations, moderator, sql, watching
 from tests.support.service import Person, Service, Watcher
@@ -198,18 +207,15 @@ async def test_renaming_and_deleting_change_the_movies_that_show_it(service: Ser
         found = await ok(client.get(f"/genres/{one['id']}/movies?limit=1000&user_id={alice.id}"))
         assert {tuple(row["genres"]) for row in found} == {(two["name"],)}
         assert (await ok(client.get(f"/movies/{single['id']}")))["genres"] == []
-        for method, path, body in (
-            ("PATCH", f"/genres/{one['id']}", {"name": fresh("Three")}),
-            ("DELETE", f"/genres/{one['id']}", None),
-        ):
-            await sql(service, f"UPDATE genres SET movies_count = 100001 WHERE id = {one['id']}")
-            answer = await chief.http.request(method, path, json=body)
+        for method, body in (("PATCH", [{"id": one["id"], "name": fresh("Three")}]), ("DELETE", {"ids": [one["id"]]})):
+            await sql(service, f"UPDATE genres SET movies_count = 3001 WHERE id = {one['id']}")
+            answer = await chief.http.request(method, "/genres/bulk", json=body)
             await sql(service, f"UPDATE genres SET movies_count = 1050 WHERE id = {one['id']}")
             assert_problem(answer, 409)
-            assert "100001 movies, expected at most 100000" in answer.json()["detail"]
+            assert "more than 3,000 movies" in answer.json()["detail"]
 
 
-async def test_a_rename_may_change_more_bytes_than_other_writes(service: Service) -> None:
+async def test_a_job_changes_more_bytes_than_one_transaction_may_write(service: Service) -> None:
     async with service.person() as alice, service.admin() as chief:
         one = await genre(chief, fresh("Long"))
         rows = [{"title": f"M {n}", "description": "x" * 10_000, "genres": [one["id"]]} for n in range(850)]
@@ -217,7 +223,9 @@ async def test_a_rename_may_change_more_bytes_than_other_writes(service: Service
         assert len(rows) * 2 * 10_000 > MAX_TRANSACTION_BYTES
         assert_problem(await chief.http.request("DELETE", "/movies/bulk", json={"ids": ids}), 413)
         name = fresh("Longer")
-        await ok(chief.http.patch(f"/genres/{one['id']}", json={"name": name}))
+        answer = await chief.http.patch(f"/genres/{one['id']}", json={"name": name})
+        assert answer.status_code == 200
+        assert (await chief.job_ended(links(answer)["status"].rpartition("/")[2]))["state"] == "done"
         assert await ok(alice.http.get(f"/movies/count?genre={name}")) == {"count": len(ids)}
         assert (await ok(alice.http.get(f"/movies/{ids[-1]}")))["genres"] == [name]
         await alice.delete_bulk(ids[:850])
@@ -318,3 +326,18 @@ async def test_a_job_adds_the_genres_of_its_movies_and_finds_renamed_languages(
             for name in ("genres", "languages"):
                 ((number,),) = await sql(service, f"SELECT COUNT(*) FROM movie_{name}")
                 assert number == sum(len(row[name]) for row in movies)
+
+
+async def test_the_links_of_one_request_are_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    chief = Identity(await account(database, "chief", Group.ADMIN), Group.ADMIN, time.time() + 600, "", "chief")
+    rows = [{**MOVIES.defaults, "title": "M", "genres": ["Noir", "War"], "country": "AT"} for _ in range(2)]
+
+    async def added() -> Any:
+        return await outcome(database.write(lambda tx: writes.add_bulk(tx, MOVIES, chief, rows, skip_conflicts=False)))
+
+    monkeypatch.setattr(limits, "MAX_LINKS_PER_REQUEST", 4)
+    assert len((await added()).encoded) == 2
+    monkeypatch.setattr(limits, "MAX_LINKS_PER_REQUEST", 3)
+    assert await added() is ContentTooLarge
+    assert await outcome(database.write(lambda tx: writes.remove_bulk(tx, MOVIES, chief, [1, 2]))) is ContentTooLarge
+    assert (await database.write(lambda tx: writes.remove_bulk(tx, MOVIES, chief, [1]))).done == [1]

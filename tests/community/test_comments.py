@@ -20,7 +20,7 @@ from core.times import utc_now
 from repository.community import comment_trees, comments
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
-from repository.generic import relations, rows, writes
+from repository.generic import dependants, relations, rows, writes
 from repository.generic.lists import ListRequest
 from resources.comments import COMMENTS
 from resources.movies import MOVIES
@@ -590,15 +590,18 @@ async def test_replies_have_a_greatest_depth_and_deleting_the_last_removes_the_c
     assert (await comment_trees.on_movie(database, library.movie_id, ListRequest())).total == 0
 
 
-async def test_a_movie_with_too_many_comments_is_deleted_after_a_bulk_deletion(library: Library) -> None:
-    number = relations.MAX_RELEASED_CHILDREN
+async def test_a_movie_with_too_many_comments_is_deleted_after_a_bulk_deletion(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = 50
+    monkeypatch.setattr(dependants, "MAX_DEPENDANTS", number)
     ids = await library.fill([None, *[0] * number])
     database, me, movie_id = library.database, library.me, library.movie_id
 
     async def remove_movie(tx: Transaction) -> None:
         await writes.remove(tx, MOVIES, me, movie_id, None)
 
-    with pytest.raises(Conflict, match=f"has {number + 1} comments.*DELETE /comments/bulk$"):
+    with pytest.raises(Conflict, match=f"has more than {number} comments.*DELETE /movies/{{id}} deletes"):
         await database.write(remove_movie)
     await database.write(lambda tx: comments.remove_bulk(tx, me, ids[1:]))
     (top,) = (await comment_trees.on_movie(database, movie_id, ListRequest())).rows

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import insert, text, update
 
 import models
-from core.errors import Conflict, NotFound, Unauthenticated
+from core.errors import NotFound, Unauthenticated
 from core.identity import Group, Identity
 from core.times import utc_now
 from repository.accounts import sessions
@@ -23,7 +23,8 @@ from repository.community import averages, ratings
 from repository.engine import event_log
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
-from repository.generic import relations, rows, writes
+from repository.generic import dependants, rows, writes
+from repository.generic.dependants import TooManyDependants
 from resources.movies import MOVIES
 from resources.ratings import average_of
 from tests.conftest import Places
@@ -434,10 +435,10 @@ async def test_a_vote_of_a_user_whose_session_has_ended_is_refused(database: Dat
     assert await event_log.head(database) == before
 
 
-async def test_a_movie_with_too_many_ratings_is_not_deleted(
+async def test_a_movie_with_too_many_ratings_is_not_deleted_at_once(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relations, "MAX_RELEASED_CHILDREN", 2)
+    monkeypatch.setattr(dependants, "MAX_DEPENDANTS", 2)
     voters = [await accounts.account(database, f"holly{number}") for number in range(3)]
     identity = Identity(voters[0], Group.ADMIN, time.time() + 60, "", "holly")
 
@@ -448,7 +449,7 @@ async def test_a_movie_with_too_many_ratings_is_not_deleted(
             await ratings.vote(tx, one, movie["id"], 5, requires_watched=False)
         await writes.remove(tx, MOVIES, identity, movie["id"], None)
 
-    assert await accounts.outcome(database.write(work)) is Conflict
+    assert await accounts.outcome(database.write(work)) is TooManyDependants
 
 
 @POSTGRES_ONLY

@@ -14,7 +14,8 @@ from core.identity import Group, Identity
 from repository.community import watchlist
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
-from repository.generic import relations, writes
+from repository.generic import dependants, writes
+from repository.generic.dependants import TooManyDependants
 from resources.movies import MOVIES
 from tests.support import accounts
 from tests.support.backends import SQLITE_ONLY
@@ -280,7 +281,7 @@ async def test_watchlists_and_what_a_deletion_takes_along_are_bounded(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watchlist, "MAX_ENTRIES", 2)
-    monkeypatch.setattr(relations, "MAX_RELEASED_CHILDREN", 3)
+    monkeypatch.setattr(dependants, "MAX_DEPENDANTS", 3)
     users = [await accounts.account(database, f"holly{number}") for number in range(2)]
 
     async def movies(tx: Transaction) -> list[int]:
@@ -303,5 +304,5 @@ async def test_watchlists_and_what_a_deletion_takes_along_are_bounded(
     async def remove(movie_ids: list[int]) -> Any:
         return await accounts.outcome(database.write(lambda tx: writes.remove_bulk(tx, MOVIES, admin, movie_ids)))
 
-    assert await remove(ids) is Conflict
+    assert await remove(ids) is TooManyDependants
     assert (await remove(ids[:1])).done == ids[:1]

@@ -24,7 +24,7 @@ from repository.engine.database import Database
 from repository.engine.migrations import POSTGRESQL_LOCK
 from repository.engine.statement import statement
 from repository.engine.transaction import Transaction
-from repository.generic import relations, rows, writes
+from repository.generic import dependants, rows, writes
 from resources.characters import CHARACTERS
 from resources.movies import MOVIES
 from tests.support.backends import POSTGRES_ONLY
@@ -409,7 +409,7 @@ async def test_a_migration_may_wait_and_take_long(database: Database, monkeypatc
 async def test_a_movie_with_too_many_characters_is_not_deleted(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relations, "MAX_RELEASED_CHILDREN", 3)
+    monkeypatch.setattr(dependants, "MAX_DEPENDANTS", 3)
 
     admin = await admin_of(database)
 
@@ -422,9 +422,11 @@ async def test_a_movie_with_too_many_characters_is_not_deleted(
     small = await database.write(lambda tx: cast(tx, "Small", 3))
     large = await database.write(lambda tx: cast(tx, "Large", 4))
     other = await database.write(lambda tx: cast(tx, "Other", 1))
-    with pytest.raises(Conflict, match=rf"Movie {large} has 4 characters, expected at most 3: first delete characters"):
+    with pytest.raises(
+        Conflict, match=rf"Movie {large} has more than 3 characters.*DELETE /movies/{{id}} deletes a movie"
+    ):
         await database.write(lambda tx: writes.remove(tx, MOVIES, admin, large, None))
-    with pytest.raises(Conflict, match="These movies have 4 characters, expected at most 3"):
+    with pytest.raises(Conflict, match="These movies have more than 3 characters"):
         await database.write(lambda tx: writes.remove_bulk(tx, MOVIES, admin, [small, other]))
     await database.write(lambda tx: writes.remove(tx, MOVIES, admin, small, None))
     ((left,),) = await database.select(select(func.count()).select_from(models.movies))
