@@ -197,10 +197,7 @@ def _match(name: str, query: Query, is_sqlite: bool) -> ColumnElement[bool]:
         wanted = " AND ".join(f'"{token}"*' for token in query.folded.tokens)
         return sa.literal_column(f"{name}_fts", String()).op("MATCH", is_comparison=True)(wanted)
     wanted = " & ".join(f"'{token}':*" for token in query.folded.tokens)
-    # The expression of the index. It splits at spaces, because no token has a quote, a backslash or a colon.
-    words = models.WORDS[name]
-    listed = " || ".join(f'"{words.name}"."{column}"' for column in _searched(words))
-    indexed: ColumnElement[Any] = sa.literal_column(f"CAST({listed} AS tsvector)")
+    indexed: ColumnElement[Any] = sa.literal_column(f"{name}_search.tokens")
     return indexed.op("@@", is_comparison=True)(sa.cast(sa.cast(wanted, sa.Text), TSQUERY))
 
 

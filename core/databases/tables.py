@@ -53,9 +53,9 @@ def words_of(table: Table, *searched: str) -> Table:
 
     For each of the `searched` columns, the most important first, a column with the same name holds the folded tokens,
     each after a space. A column with EXACT_PREFIX before that name holds the exact tokens where they differ. On
-    PostgreSQL, the tokens have a GIN index; on SQLite, they are in a table of the extension FTS5, named `<table>_fts`,
-    which `repository/search.py` writes. Alembic cannot express either, so `migrations/versions/0018_search.py` creates
-    them.
+    PostgreSQL, all folded tokens are also in a generated column, `tokens`, with a GIN index; on SQLite, they are in a
+    table of the extension FTS5, named `<table>_fts`, which `repository/search.py` writes. Alembic cannot express all
+    this, so `migrations/versions/0018_search.py` creates it.
     """
     return Table(
         f"{table.name}_search",
