@@ -158,12 +158,11 @@ def _select(shape: Shape, where: ColumnElement[bool]) -> sa.Select[Any]:
         shown.append(_columns("page", (SIZE_SO_FAR,)))
         # The first row that does not fit is read, too, because it shows that the page is too large.
         fits = sa.text(f'"page"."{SIZE_SO_FAR}" - "page"."{_SIZE}" <= {MAX_PAGE_BYTES}')
-    rows_of_page = page.subquery("page")
     matching = select(func.count()).select_from(counted if shape.ranking is None else source).where(where)
     if shape.ranking is not None and isinstance(where, sa.True_):
         matching = shape.ranking.total  # reads only the index
     total = matching.scalar_subquery().label("total")
-    query = select(head.c.epoch, head.c.seq, total, *shown).select_from(head.outerjoin(rows_of_page, fits))
+    query = select(head.c.epoch, head.c.seq, total, *shown).select_from(head.outerjoin(page.subquery("page"), fits))
     query = query.order_by(_order("page", shape.order))
     query = query if shape.ranking is None else query.add_cte(shape.ranking.content)
     return query if shape.extend is None else shape.extend(query, shape)
@@ -208,9 +207,10 @@ def _only_in_the_order(shape: Shape) -> list[sa.TextClause]:
 
 
 def _order(of: str, order: Order, ids: Column[int] | None = None) -> sa.TextClause:
-    # Rows without a value come last in both directions. This is explicit, because the defaults of the databases differ.
+    # Rows without a value come last on both databases. Every row has an id, whose index NULLS LAST would make useless.
     names = {name: f'"{of}"."{name}"' for name, _ in order} | ({} if ids is None else {"id": str(ids)})
-    return sa.text(", ".join(f"{names[name]} {'DESC' if down else 'ASC'} NULLS LAST" for name, down in order))
+    last = {name: "" if name == "id" else " NULLS LAST" for name in names}
+    return sa.text(", ".join(f"{names[name]} {'DESC' if down else 'ASC'}{last[name]}" for name, down in order))
 
 
 @lru_cache(maxsize=MAX_KEPT_STATEMENTS)

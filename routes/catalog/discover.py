@@ -17,6 +17,7 @@ from routes.http.queries import ById, PageQuery, SearchQuery
 
 operations = Operations(MOVIES.name)
 
+# Indexes hold these orders (`migrations/versions/0020_popular_and_recent_movies.py`).
 POPULAR: Order = cursors.total_order((("ratings_count", True), ("average_rating", True)))
 RECENT: Order = cursors.total_order((("release_date", True),))
 

@@ -7,11 +7,20 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
+import pytest
 
+from core.filters import Condition, Op, build
 from repository.catalog import similar
+from repository.engine.database import Database
+from repository.generic import lists
+from repository.generic.cursors import Order
+from repository.generic.lists import ListRequest
+from resources.movies import MOVIES
+from routes.catalog import discover
 from tests.support.requests import assert_problem, ok
 from tests.support.resources import head, links
 from tests.support.service import Person, Service
+from tests.support.statements import plan_of, statements
 
 
 async def test_popular_movies_are_in_the_order_of_their_ratings(service: Service) -> None:
@@ -54,6 +63,29 @@ async def test_recent_movies_are_those_released_up_to_today_the_newest_first(ser
         # The cursor of another order is rejected.
         cursor = links(await reader.get("/movies?sort=title&limit=1"))["next"].partition("after=")[2]
         assert_problem(await reader.get(f"/movies/recent?after={cursor.partition('&')[0]}"), 422, ("query", "after"))
+
+
+@pytest.mark.parametrize(
+    ("order", "only", "index"),
+    [
+        (discover.POPULAR, ("ratings_count", Op.GT, 0), "ix_movies_popular"),
+        (discover.RECENT, ("release_date", Op.LTE, "2026-11-30"), "ix_movies_release_date"),
+    ],
+)
+async def test_popular_and_recent_movies_are_read_in_the_order_of_an_index(
+    database: Database, order: Order, only: tuple[str, Op, Any], index: str
+) -> None:
+    field, op, value = only
+    request = ListRequest(filter=build([Condition(MOVIES.fields[field], op, value)]), sort=order)
+    async with statements(database) as found:
+        await lists.page_of(database, MOVIES, request)
+    plan = await plan_of(database, *found[-1])
+    if database.is_sqlite:
+        # The only sort is that of the rows of the page. The index also counts the rows.
+        assert (plan.count(f"movies USING COVERING INDEX {index}"), plan.count("TEMP B-TREE")) == (2, 1), plan
+    else:
+        assert f"using {index}" in plan, plan
+        assert "cost=100000" not in plan.partition(index)[0].rpartition("Limit")[2], plan
 
 
 async def test_similar_movies_share_genres_cast_and_fans(service: Service) -> None:
