@@ -22,13 +22,14 @@ from repository import jobs
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import conflicts, rows, writes
+from repository.generic.writes import Prepared
 from repository.jobs import ClaimedJob
 from repository.transfers import imports
 from repository.transfers.imports import KIND, ChunkResult, Progress, RightsLost
+from repository.transfers.lines import Format
 from resources.registry import RESOURCES
 from resources.resource import Resource
 from services.transfers.checking import Checker, Row, RowProblem
-from services.transfers.formats import Format
 from services.transfers.reading import Record, records
 
 CHUNK_BYTES = 512 * 1024  # at least the longest record
@@ -53,11 +54,12 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part of a file: its rows and problems, and the place after it."""
+    """A part of a file: its rows and problems, and the place after it. `new` holds the rows without an id, prepared."""
 
     rows: Sequence[Row]
     problems: Sequence[RowProblem]
     end: Place
+    new: Prepared
 
     def until(self, line: int) -> Sequence[Row]:
         """Return the rows before a line."""
@@ -128,7 +130,11 @@ class ImportJob:
             if len(good) + len(problems) >= self._max_rows:
                 break
         assert last.end > 0, "expected a piece of the file to be longer than the longest record"
-        return Chunk(good, problems, Place(last.next_line - 1, place.offset + last.end, last.is_in_long_line))
+        # Preparing the rows here takes less time than in the transaction, which stores another chunk meanwhile.
+        new = [row.fields for row in good if row.id is None]
+        prepared = writes.prepare(self._resource, new, self._job.user_id, is_sqlite=self._database.is_sqlite)
+        end = Place(last.next_line - 1, place.offset + last.end, last.is_in_long_line)
+        return Chunk(good, problems, end, prepared)
 
     async def store(self, chunk: Chunk) -> bool:
         """Store a chunk. Return False if it is too large for one transaction: `chunk_at` then returns a smaller one.
@@ -179,14 +185,14 @@ class ImportJob:
         """Store the rows of a chunk. Return the result and, if the import ends here, the reason."""
         progress = self._progress
         if not progress.stops:
-            stored = await self._apply(tx, identity, chunk.rows)
+            stored = await self._apply(tx, identity, chunk.rows, chunk.new)
             return replace(stored, problems=(*chunk.problems, *stored.problems)), None
         problem = min(chunk.problems, default=None)
         while True:
             good = chunk.rows if problem is None else chunk.until(problem.line)
             try:
                 async with tx.savepoint():
-                    stored = await self._apply(tx, identity, good)
+                    stored = await self._apply(tx, identity, good, chunk.new)
                     if stored.problems:
                         raise _Undone(stored)
             except _Undone as undone:
@@ -197,26 +203,28 @@ class ImportJob:
             # Everyone can see the job, but not its report, so the reason is only in the report.
             return replace(stored, problems=(problem,)), f"Stopped at line {problem.line}; the report says why"
 
-    async def _apply(self, tx: Transaction, identity: Identity, given: Sequence[Row]) -> Stored:
+    async def _apply(self, tx: Transaction, identity: Identity, given: Sequence[Row], new: Prepared) -> Stored:
         if not self._progress.is_dry_run:
-            return await self._all(tx, identity, given)
+            return await self._all(tx, identity, given, new)
         try:
             async with tx.savepoint():
-                raise _Undone(await self._all(tx, identity, given))
+                raise _Undone(await self._all(tx, identity, given, new))
         except _Undone as undone:
             return undone.stored
 
-    async def _all(self, tx: Transaction, identity: Identity, given: Sequence[Row]) -> Stored:
-        new = [row for row in given if row.id is None]
-        return await self._tried(tx, identity, new) + await self._tried(tx, identity, [r for r in given if r.id])
+    async def _all(self, tx: Transaction, identity: Identity, given: Sequence[Row], new: Prepared) -> Stored:
+        added, edited = [row for row in given if row.id is None], [row for row in given if row.id is not None]
+        return await self._tried(tx, identity, added, new) + await self._tried(tx, identity, edited, new)
 
-    async def _tried(self, tx: Transaction, identity: Identity, given: Sequence[Row]) -> Stored:
+    async def _tried(self, tx: Transaction, identity: Identity, given: Sequence[Row], new: Prepared) -> Stored:
         """Store rows, of which either all are new or all change existing rows."""
         if not given:
             return Stored()
         try:
             async with tx.savepoint():
-                return await (self._added if given[0].id is None else self._edited)(tx, identity, given)
+                if given[0].id is not None:
+                    return await self._edited(tx, identity, given)
+                return await self._added(tx, identity, given, new if len(new) == len(given) else None)
         except ContentTooLarge:
             if len(given) > 1 or len(tx.drafts):
                 raise
@@ -227,11 +235,16 @@ class ImportJob:
             if len(given) == 1:
                 return Stored(problems=tuple(_problems_of(given[0], problem)))
             half = len(given) // 2
-            return await self._tried(tx, identity, given[:half]) + await self._tried(tx, identity, given[half:])
+            first = await self._tried(tx, identity, given[:half], new)
+            return first + await self._tried(tx, identity, given[half:], new)
 
-    async def _added(self, tx: Transaction, identity: Identity, given: Sequence[Row]) -> Stored:
+    async def _added(
+        self, tx: Transaction, identity: Identity, given: Sequence[Row], prepared: Prepared | None
+    ) -> Stored:
         items = [row.fields for row in given]
-        added = await writes.add_bulk(tx, self._resource, identity, items, skip_conflicts=True, job_id=self._job.id)
+        added = await writes.add_bulk(
+            tx, self._resource, identity, items, skip_conflicts=True, job_id=self._job.id, prepared=prepared
+        )
         refused = [
             RowProblem(given[place].line, each.column, each.message)
             for place, found in added.refused.items()

@@ -83,7 +83,7 @@ POINT_READERS = 5
 LIST_READERS = 3
 # With more connections, costly reads would compete for the processor with one another and with all other work.
 COSTLY_READERS = 2
-EXPORT_READERS = 2
+EXPORT_READERS = 4
 _SIZES = (POINT_READERS, LIST_READERS, COSTLY_READERS, EXPORT_READERS)
 READERS: Mapping[Lane, int] = dict(zip(Lane, _SIZES, strict=True))
 # The number of connections that one client may use at a time. Point reads are too short to need such a limit.

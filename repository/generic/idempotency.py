@@ -82,6 +82,13 @@ async def once(
     return response
 
 
+async def is_taken(database: Database, claim: Claim) -> bool:
+    """Return whether the key has been used, with this request or another one. Raises Unavailable."""
+    table = models.idempotency_keys
+    mine = (table.c.user_id == claim.user_id) & (table.c.key == claim.key)
+    return bool(await database.select(select(table.c.key).where(mine)))
+
+
 async def forget(database: Database, older_than: datetime) -> int:
     """Delete the keys created before `older_than` (timezone-aware). Return how many were deleted."""
     table = models.idempotency_keys

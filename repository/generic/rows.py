@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime
 from functools import lru_cache, partial
+from itertools import chain
 from random import Random
 from typing import Any, TypeVar
 
@@ -29,6 +30,9 @@ T = TypeVar("T")
 FEW_ROWS = 100
 ROWS_PER_FETCH = 500  # the number of rows read before their size is checked; 500 rows of 40 kB are 20 MB
 MAX_KEPT_TABLES = 32
+MAX_KEPT_INSERTIONS = 128
+RECORDS_OF_STATEMENTS = (1_000, 100, 10, 1)
+MAX_SQLITE_VARIABLES = 32_766  # the default of SQLite since version 3.32
 DELETED_ROWS = 1_000
 Convert = Callable[[Any], Any]
 
@@ -93,8 +97,11 @@ async def insert_records(
 ) -> None:
     """Insert records, whose values are in the driver's form. On PostgreSQL, more than `few` of them are copied."""
     driver = await tx.driver()
+    if tx.is_sqlite:
+        await _insert_on_sqlite(driver, table, columns, records)
+        return
     listed = ", ".join(f'"{name}"' for name in columns)
-    if not tx.is_sqlite and len(records) > few:
+    if len(records) > few:
         # Before a COPY, asyncpg prepares this same statement to learn the types of the columns, but never runs it. If a
         # type has changed since it was prepared, PostgreSQL would store other values. Running the statement turns such
         # a change into an error, and locks the types until COMMIT.
@@ -104,6 +111,33 @@ async def insert_records(
     marks = ", ".join(f"${number}" for number in range(1, len(columns) + 1))
     one = statement(f'INSERT INTO "{table.name}" ({listed}) VALUES ({marks})')  # noqa: S608 (names of our own tables)
     await tx.execute_many(one, records)
+
+
+async def _insert_on_sqlite(
+    driver: Any, table: Table, columns: Sequence[str], records: Sequence[tuple[Any, ...]]
+) -> None:
+    """Insert records, as many as possible with each statement.
+
+    With a statement for each record, this thread would have to wait for other threads of Python after each record, for
+    up to 5 ms. The numbers of records are powers of ten, so that there are few statements to compile.
+    """
+    start = 0
+    for number in RECORDS_OF_STATEMENTS:
+        if number * len(columns) > MAX_SQLITE_VARIABLES:
+            continue
+        end = len(records) - (len(records) - start) % number
+        if start < end:
+            blocks = [records[first : first + number] for first in range(start, end, number)]
+            values = [list(chain.from_iterable(block)) for block in blocks]
+            await driver.executemany(_insertion(table, tuple(columns), number), values)
+            start = end
+
+
+@lru_cache(maxsize=MAX_KEPT_INSERTIONS)
+def _insertion(table: Table, columns: Sequence[str], number: int) -> str:
+    listed = ", ".join(f'"{name}"' for name in columns)
+    marks = f"({', '.join('?' * len(columns))})"
+    return f'INSERT INTO "{table.name}" ({listed}) VALUES {", ".join([marks] * number)}'  # noqa: S608 (names of our own tables)
 
 
 @lru_cache(maxsize=MAX_KEPT_TABLES)
@@ -144,17 +178,6 @@ async def one(connection: AsyncConnection, query: sa.Executable) -> dict[str, An
     """Return the only row of a query as a plain dict, or None when there is none."""
     row = (await connection.execute(query)).one_or_none()
     return entity(row) if row is not None else None
-
-
-def conversions(table: Table, columns: Sequence[str]) -> list[tuple[int, Convert]]:
-    """Return how to convert values of these columns from the driver's form, by position. JSON is returned encoded."""
-    forms = {**_FROM_DRIVER, JSON: _encoded_json}
-    kinds = [(place, type(table.c[name].type)) for place, name in enumerate(columns)]
-    return [(place, forms[kind]) for place, kind in kinds if kind in forms]
-
-
-def _encoded_json(value: Any) -> str:
-    return value if isinstance(value, str) else orjson.dumps(value).decode()
 
 
 async def fetch_locked(tx: Transaction, table: Table, ids: Sequence[int]) -> list[dict[str, Any]]:

@@ -112,14 +112,15 @@ async def add_bulk(
     *,
     skip_conflicts: bool,
     job_id: str | None = None,
+    prepared: Prepared | None = None,
 ) -> Added:
     """Store all entities or none; with `skip_conflicts`, those without conflicts and with known linked rows.
 
-    Raises Forbidden, InvalidInput or Conflict.
+    `prepared` is what `prepare` made of the items; it is used if all items are stored as they are. Raises Forbidden,
+    InvalidInput or Conflict.
     """
     resource.require_may_create(identity)
-    adder = _adder(tx, resource, identity)
-    resolved = await links.resolve(tx, resource, items, add=adder, skips=skip_conflicts)
+    resolved = await links.resolve(tx, resource, items, add=_adder(tx, resource, identity), skips=skip_conflicts)
     if not skip_conflicts:
         links.raise_for(resolved.refused, bulk=True)
     conflicting = await conflicts.find(tx, resource, resolved.items)
@@ -127,8 +128,11 @@ async def add_bulk(
         conflicts.raise_for(conflicting, bulk=True)
     refused = {**{index: [found] for index, found in conflicting.items()}, **resolved.refused}
     good = {index: item for index, item in enumerate(resolved.items) if index not in refused}
-    make = partial(prepare, resource, [*good.values()], identity.user_id, is_sqlite=tx.is_sqlite)
-    stored = await _store(tx, await rows.off_the_loop(len(good), make), identity.user_id, job_id)
+    made = [*good.values()]
+    if prepared is None or made != items:
+        make = partial(prepare, resource, made, identity.user_id, is_sqlite=tx.is_sqlite)
+        prepared = await rows.off_the_loop(len(made), make)
+    stored = await _store(tx, prepared, identity.user_id, job_id)
     ids = {index: id_ for index, (id_, _) in zip(good, stored, strict=True)}
     await links.store(tx, resolved, ids, identity.user_id)
     encoded = [payload for _, payload in stored]

@@ -9,22 +9,23 @@ that overlap without a pause would otherwise let the log grow without limit.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import JSON, Table, select, text
+from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 import models
-from core.databases import columns
 from core.errors import Unavailable
 from repository.engine.database import Database
 from repository.engine.engines import Lane
 from repository.engine.events import Head, head_of
-from repository.generic import lists, rows
+from repository.generic import lists
 from repository.generic.lists import ListRequest
+from repository.transfers import lines
+from repository.transfers.lines import FileOptions
 from resources.resource import Resource
 
 EXPORT_SECONDS = 300.0  # enough for a million movies, compressed, at 10 Mbit/s
@@ -38,19 +39,21 @@ MAX_LOG_GROWTH_BYTES = 512 * 1024 * 1024
 MAX_LOG_BYTES = 128 * 1024 * 1024
 LOG_CHECK_SECONDS = 0.5
 
-Batch = Sequence[Sequence[Any]]  # rows in the form that the driver returns
+Batch = Sequence[str]  # the lines of rows, without their ends
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """An open export: the head of the log at its moment, and the rows, in batches that `as_shown` takes."""
+    """An open export: the head of the log at its moment, and the lines of the rows."""
 
     head: Head
     batches: AsyncIterator[Batch]
 
 
 @asynccontextmanager
-async def opened(database: Database, resource: Resource, request: ListRequest) -> AsyncIterator[Export]:
+async def opened(
+    database: Database, resource: Resource, request: ListRequest, options: FileOptions
+) -> AsyncIterator[Export]:
     """Open an export of `request.columns`, or all columns. The limit and the place in the list are ignored.
 
     The block must end within EXPORT_SECONDS. Raises Unavailable, also from the iterator.
@@ -69,7 +72,7 @@ async def opened(database: Database, resource: Resource, request: ListRequest) -
             head = models.event_head.c
             position = head_of((await connection.execute(select(head.epoch, head.seq))).all())
             # The cursor must be closed before the connection goes back to its pool.
-            async with aclosing(_batches(database, connection, resource, request)) as batches:
+            async with aclosing(_batches(database, connection, resource, request, options)) as batches:
                 yield Export(position, batches)
         except asyncio.CancelledError:
             has_been_cancelled = True  # `Database.read` interrupts the statement, and then ends the transaction
@@ -80,14 +83,17 @@ async def opened(database: Database, resource: Resource, request: ListRequest) -
 
 
 async def _batches(
-    database: Database, connection: AsyncConnection, resource: Resource, request: ListRequest
+    database: Database,
+    connection: AsyncConnection,
+    resource: Resource,
+    request: ListRequest,
+    options: FileOptions,
 ) -> AsyncGenerator[Batch, None]:
-    query = lists.whole(database, resource, request)
-    if not database.is_sqlite:
-        query = query.with_only_columns(text(_as_text(resource.table, request.columns or resource.columns)))
-    query = query.execution_options(yield_per=BATCH_ROWS)
-    async with connection.stream(query) as found:
-        async for batch in found.partitions():
+    columns = request.columns or resource.columns
+    line = lines.line_of(resource.table, columns, options, is_sqlite=database.is_sqlite)
+    query = lists.whole(database, resource, request).with_only_columns(text(line.replace(":", r"\:")))
+    async with connection.stream(query.execution_options(yield_per=BATCH_ROWS)) as found:
+        async for batch in found.scalars().partitions():
             yield batch
 
 
@@ -115,31 +121,3 @@ async def _while_log_is_small(database: Database) -> AsyncIterator[None]:
                 watching.cancel()
     except TimeoutError as error:
         raise Unavailable("Too many rows were written during the export; try again when fewer are written") from error
-
-
-def _as_text(table: Table, columns: Sequence[str]) -> str:
-    """Return the columns as PostgreSQL should return them: times, dates and lists as text, because converting them in
-    Python would take most of the time of an export.
-    """
-    found = []
-    for name in columns:
-        form = _FORMS.get(type(table.c[name].type), "{}")
-        found.append(form.format(f'"{name}"'))
-    return ", ".join(found)
-
-
-_FORMS: Mapping[type, str] = {
-    columns.UtcTime: """to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24\\:MI\\:SS.US"Z"')""",
-    columns.IsoDate: "to_char({}, 'YYYY-MM-DD')",
-    JSON: "CAST({} AS TEXT)",
-}
-
-
-def as_shown(resource: Resource, columns: Sequence[str], batch: Batch) -> Iterator[list[Any]]:
-    """Convert rows with these columns to the form that clients see, except that lists stay encoded as JSON. Pure."""
-    conversions = rows.conversions(resource.table, columns)
-    for each in batch:
-        row = list(each)
-        for place, convert in conversions:
-            row[place] = convert(row[place])
-        yield row

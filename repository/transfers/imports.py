@@ -32,6 +32,8 @@ MAX_STORED_PROBLEMS = 10_000
 MAX_UNFINISHED_PER_USER = 2
 # The parts of all files together: enough for twenty of the largest files.
 MAX_STORED_PARTS = 20 * MAX_FILE_BYTES // PART_BYTES
+# A quarter of them, so that no network can keep the others from importing.
+MAX_STORED_PARTS_PER_NETWORK = MAX_STORED_PARTS // 4
 PARTS_PER_TRANSACTION = 20
 KIND = "import_"
 
@@ -79,15 +81,24 @@ class ChunkResult:
 # --- the file
 
 
-async def require_room(database: Database, user_id: int | None) -> None:
-    """Raise TooManyRequests if too many imports are stored, of this user or (with None) of all."""
+async def require_room(database: Database, user_id: int | None, network: str | None) -> None:
+    """Raise TooManyRequests if too many files are stored: of the user, unless `user_id` is None; of all users of the
+    network, unless it is None; or of all users. A file belongs to a network once its job has been created.
+    """
     if user_id is not None:
         mine = and_(JOBS.c.user_id == user_id, JOBS.c.state.in_(UNFINISHED), JOBS.c.kind.startswith(KIND))
         ((unfinished,),) = await database.select(select(func.count()).select_from(JOBS).where(mine))
         if unfinished >= MAX_UNFINISHED_PER_USER:
             expected = f"You have {unfinished} unfinished imports; wait for one to finish, or cancel one"
             raise TooManyRequests(expected, 10)
-    ((parts,),) = await database.select(select(func.count()).select_from(PARTS).where(PARTS.c.role == FILE))
+    count = select(func.count()).select_from(PARTS).where(PARTS.c.role == FILE)
+    if network is not None:
+        ours = select(JOBS.c.id).where(JOBS.c.network == network, JOBS.c.state.in_(UNFINISHED))
+        ((parts,),) = await database.select(count.where(PARTS.c.job_id.in_(ours)))
+        if parts >= MAX_STORED_PARTS_PER_NETWORK:
+            expected = f"The files of unfinished imports from {network} take too much space"
+            raise TooManyRequests(f"{expected}; wait for one to finish, or cancel one", 60)
+    ((parts,),) = await database.select(count)
     if parts >= MAX_STORED_PARTS:
         raise TooManyRequests("The files of unfinished imports take too much space; try again later", 60)
 

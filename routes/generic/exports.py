@@ -4,15 +4,13 @@ Rules:
 - The response begins when the first rows have been read, so that a query that fails is an ordinary error.
 - An export that cannot be finished ends with an aborted connection, without the end of the body, so that no client
   mistakes a part of the list for the whole list.
-- A thread encodes each batch. The next batch is read when the client has taken the previous one. The server aborts the
-  connection of a client that reads nothing, which ends the transaction of the export.
+- The database encodes the rows. The next batch is read when the client has taken the previous one. The server aborts
+  the connection of a client that reads nothing, which ends the transaction of the export.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any
 
 import structlog
 from starlette.requests import Request
@@ -26,13 +24,14 @@ from repository.engine import event_log
 from repository.engine.events import Head
 from repository.generic.lists import ListRequest
 from repository.transfers import exports
+from repository.transfers.exports import Batch
+from repository.transfers.lines import ENDS, FileOptions, Format
 from resources.resource import Resource
 from routes.http import rendering
 from routes.http.disconnects import while_connected
 from routes.http.operation import AnyCall
 from services.limits.in_progress import Uploader
 from services.transfers import formats
-from services.transfers.formats import FileOptions, Format
 
 log = structlog.get_logger("transfers")
 
@@ -48,7 +47,6 @@ class ExportResponse(Response):
         self._request = request
         self._columns = request.columns or resource.columns
         self._options = options
-        self._encode = formats.encoder(resource, self._columns, options)
         self._has_begun = False
         self._sent_rows = 0
 
@@ -65,7 +63,7 @@ class ExportResponse(Response):
     async def _stream(self, send: Send) -> bool:
         """Send the whole response. Return False if it cannot be finished."""
         try:
-            async with exports.opened(self._call.database, self._resource, self._request) as export:
+            async with exports.opened(self._call.database, self._resource, self._request, self._options) as export:
                 async for batch in export.batches:
                     await self._begin(export.head, send)
                     await _write(send, await asyncio.to_thread(self._encoded, batch))
@@ -98,8 +96,9 @@ class ExportResponse(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await _write(send, formats.head_of(self._columns, self._options))
 
-    def _encoded(self, batch: Sequence[Sequence[Any]]) -> bytes:
-        return self._encode(exports.as_shown(self._resource, self._columns, batch))
+    def _encoded(self, batch: Batch) -> bytes:
+        end = ENDS[self._options.format]
+        return (end.join(batch) + end).encode()
 
 
 async def _write(send: Send, part: bytes) -> None:

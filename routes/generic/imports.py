@@ -6,8 +6,9 @@ import asyncio
 import uuid
 import zlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from hashlib import blake2b
 from typing import Literal
 
 import orjson
@@ -18,18 +19,22 @@ from starlette.responses import Response
 from core.errors import FieldProblem, InvalidInput, Problem, Unavailable
 from core.network.addresses import network_of
 from repository import jobs
+from repository.engine.database import Database
 from repository.engine.transaction import Transaction
+from repository.generic import idempotency
+from repository.generic.idempotency import StoredResponse
 from repository.jobs import JobOrder
 from repository.transfers import imports
 from repository.transfers.imports import ImportOrder
+from repository.transfers.lines import Format
 from resources.jobs import Job
 from resources.resource import Resource
-from routes.http import queries
+from routes.http import queries, rendering
 from routes.http.limit_groups import LimitGroup
 from routes.http.operation import Call, Operations
 from services.limits.in_progress import Uploader
 from services.transfers import checking
-from services.transfers.formats import MEDIA_TYPES, Format
+from services.transfers.formats import MEDIA_TYPES
 from services.transfers.reading import MAX_RECORD_BYTES, records
 
 OCTETS = "application/octet-stream"
@@ -62,6 +67,7 @@ def declare(made: Operations, resource: Resource) -> None:
         file_media_types=(MEDIA_TYPES[Format.CSV], MEDIA_TYPES[Format.NDJSON], OCTETS),
         max_body_bytes=imports.MAX_FILE_BYTES,
         signed_in=True,
+        idempotent=True,
         errors=(403, 429) if resource.writers else (429,),
         answer_headers=("Location",),
         limit_group=LimitGroup.UPLOAD,
@@ -76,6 +82,7 @@ class _File:
     lines: int = 0
     columns: tuple[str, ...] = ()
     ends_in_line: bool = False
+    digest: blake2b = field(default_factory=partial(blake2b, digest_size=32))
 
     @property
     def all_lines(self) -> int:
@@ -88,10 +95,17 @@ async def import_(resource: Resource, call: Call[None, ImportQuery, None]) -> Re
     services = call.services
     max_rows = services.generated_rows_per_day
     job_id = str(uuid.uuid4())
+    is_counted = services.limits.is_on and call.address
+    origin = jobs.Origin(network_of(call.address or ""), services.users_per_address) if is_counted else None
     with services.transfers.uploads.take(Uploader(call.me.user_id, call.address)):
-        await imports.require_room(call.database, call.me.user_id if max_rows is not None else None)
+        claim = rendering.claim_of(call, b"")
+        # The file of a request that was sent before is only compared with the earlier one.
+        is_repeated = claim is not None and await idempotency.is_taken(call.database, claim)
+        if not is_repeated:
+            user_id = call.me.user_id if max_rows is not None else None
+            await imports.require_room(call.database, user_id, origin.network if origin is not None else None)
         try:
-            file = await _store(resource, call, job_id, format_)
+            file = await _read(call, None if is_repeated else _Storing(resource, call.database, job_id, format_))
             order = JobOrder(f"{imports.KIND}{resource.name}", file.all_lines, seed=0, batch_size=1, rate=None)
             query = call.query
             details = ImportOrder(
@@ -103,15 +117,15 @@ async def import_(resource: Resource, call: Call[None, ImportQuery, None]) -> Re
                 file.size,
                 0,
             )
-            is_counted = services.limits.is_on and call.address
-            origin = jobs.Origin(network_of(call.address or ""), services.users_per_address) if is_counted else None
 
-            async def work(tx: Transaction) -> dict[str, object]:
+            async def work(tx: Transaction) -> StoredResponse:
+                if is_repeated:
+                    raise Unavailable("The first response to this key was deleted meanwhile; send the request again")
                 job = await jobs.create(tx, call.me, order, max_rows, origin, job_id=job_id, place=("body",))
                 await imports.create(tx, job_id, details)
-                return job
+                return StoredResponse(202, orjson.dumps(job), {"Location": f"{call.prefix}/jobs/{job_id}"})
 
-            job = await call.write(work)
+            response = await rendering.write_once(call, work, file.digest.digest())
         except Unavailable:
             # The job may have been stored although the response of the database was lost. If not, the clean-up deletes
             # the file.
@@ -119,8 +133,9 @@ async def import_(resource: Resource, call: Call[None, ImportQuery, None]) -> Re
         except BaseException:
             await _discard(call, job_id)
             raise
-    headers = {"Location": f"{call.prefix}/jobs/{job_id}"}
-    return Response(orjson.dumps(job), 202, headers, "application/json")
+        if rendering.REPLAYED in response.headers:
+            await _discard(call, job_id)
+    return response
 
 
 def _format_of(call: Call[None, ImportQuery, None]) -> Format:
@@ -134,21 +149,35 @@ def _format_of(call: Call[None, ImportQuery, None]) -> Format:
     return found
 
 
-async def _store(resource: Resource, call: Call[None, ImportQuery, None], job_id: str, format_: Format) -> _File:
-    """Store the body in parts and return its facts. Raises InvalidInput and the exceptions of `uploads.stream`."""
+@dataclass(frozen=True, slots=True)
+class _Storing:
+    """Where the parts of a file are stored, and what they should contain."""
+
+    resource: Resource
+    database: Database
+    job_id: str
+    format: Format
+
+
+async def _read(call: Call[None, ImportQuery, None], storing: _Storing | None) -> _File:
+    """Read the body and return its facts. With `storing`, store its parts.
+
+    Raises InvalidInput and the exceptions of `uploads.stream`.
+    """
     file = _File()
     number = 0
     async for part in _parts(call):
-        if number == 0:
-            is_last = len(part) < imports.PART_BYTES
-            file.columns = _header(resource, part, is_last=is_last) if format_ is Format.CSV else ()
+        if number == 0 and storing is not None and storing.format is Format.CSV:
+            file.columns = _header(storing.resource, part, is_last=len(part) < imports.PART_BYTES)
         file.size += len(part)
         file.lines += part.count(b"\n")
         file.ends_in_line = not part.endswith(b"\n")
-        deflated = await asyncio.to_thread(zlib.compress, part, LEVEL)
-        await imports.store_part(call.database, job_id, number, deflated)
+        await asyncio.to_thread(file.digest.update, part)
+        if storing is not None:
+            deflated = await asyncio.to_thread(zlib.compress, part, LEVEL)
+            await imports.store_part(storing.database, storing.job_id, number, deflated)
         number += 1
-    if not file.size:
+    if not file.size and storing is not None:
         raise InvalidInput([FieldProblem(("body",), "Expected a file with rows, got an empty one", "empty_file")])
     return file
 

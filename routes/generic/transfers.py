@@ -13,11 +13,12 @@ import schemas
 from core.error_bodies import weights_of
 from core.errors import NotAcceptable
 from repository.generic.lists import ListRequest
+from repository.transfers.lines import FileOptions, Format
 from resources.resource import Resource
 from routes.generic.exports import ExportResponse
 from routes.http import queries, rendering
 from routes.http.operation import Call, Operations
-from services.transfers.formats import MEDIA_TYPES, FileOptions, Format
+from services.transfers.formats import MEDIA_TYPES
 
 Flag = Literal["true", "false"]
 

@@ -131,14 +131,16 @@ def _own(tags: list[str]) -> list[re.Match[str]]:
 # --- idempotency
 
 
-async def write_once(call: AnyCall, work: Callable[[Transaction], Awaitable[StoredResponse]]) -> Response:
-    """Run `work` in one transaction and return its response.
+async def write_once(
+    call: AnyCall, work: Callable[[Transaction], Awaitable[StoredResponse]], body: bytes | None = None
+) -> Response:
+    """Run `work` in one transaction and return its response. `body` stands for a body that was read in parts.
 
     For a request that repeats an earlier one with the same `Idempotency-Key`, return the stored response instead, with
     the header `Idempotency-Replayed`.
     Raises InvalidInput for a key that was used with a different request.
     """
-    claim = _claim(call)
+    claim = claim_of(call, call.raw_body if body is None else body)
     stored = await call.write(lambda tx: idempotency.once(tx, claim, partial(work, tx), position))
     headers = dict(stored.headers)
     epoch = headers.get(POSITION, "").rpartition(":")[0]
@@ -149,13 +151,13 @@ async def write_once(call: AnyCall, work: Callable[[Transaction], Awaitable[Stor
     return Response(stored.body, stored.status, headers, headers.get("content-type", JSON))
 
 
-def _claim(call: AnyCall) -> Claim | None:
+def claim_of(call: AnyCall, body: bytes) -> Claim | None:
     """Return the `Idempotency-Key` with a digest of the request, or None if the request has no key or no identity."""
     key = call.headers.get("idempotency-key")
     if key is None or call.identity is None:
         return None
     digest = hashlib.blake2b(digest_size=32)
-    for part in (call.method.encode(), call.url_path.encode(), call.query_string.encode("latin-1"), call.raw_body):
+    for part in (call.method.encode(), call.url_path.encode(), call.query_string.encode("latin-1"), body):
         digest.update(len(part).to_bytes(8))
         digest.update(part)
     return Claim(call.identity.user_id, key, digest.hexdigest())

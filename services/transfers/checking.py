@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import orjson
 from pydantic import BaseModel, ValidationError
 
-from core.errors import FieldProblem, words_of
+from core.errors import MAX_MEMBERS, MAX_SUGGESTIONS, FieldProblem, words_of
 from core.filters import FieldType
 from core.texts.shortened import shortened
 from core.texts.suggestions import Unknown
+from repository.transfers.lines import Format
 from resources.resource import Resource
 from schemas import MAX_ID
-from services.transfers.formats import Format, kinds_of, unsafe
+from services.transfers.formats import kinds_of, unsafe
 from services.transfers.reading import Record
 
 MAX_PROBLEMS_OF_ROW = 10
@@ -49,6 +50,8 @@ class Row:
 def columns_of(resource: Resource, header: Sequence[str]) -> list[FieldProblem]:
     """Return what is wrong with the header of a CSV file."""
     known = resource.columns
+    if len(header) > MAX_MEMBERS:
+        return [FieldProblem(("body",), f"Expected at most {MAX_MEMBERS} columns, got {len(header):,}", "too_long")]
     problems = [
         FieldProblem(
             ("body", name), f"Expected columns from {', '.join(known)}", "unknown_column", Unknown(name, known)
@@ -76,6 +79,7 @@ class Checker:
         self._is_csv = format_ is Format.CSV
         self._kinds = kinds_of(resource)
         self._is_safe = is_safe
+        self._suggested: dict[str, str | None] = {}  # for the first unknown names of the file
         self._maintained = frozenset(resource.columns) - resource.defaults.keys() - {"id"}
 
     def check(self, record: Record) -> Row | list[RowProblem] | None:
@@ -121,6 +125,11 @@ class Checker:
     def _valid(
         self, line: int, id_: int | None, model: type[BaseModel], values: Mapping[str, Any]
     ) -> Row | list[RowProblem]:
+        if MAX_PROBLEMS_OF_ROW < len(values) <= MAX_MEMBERS and not self._is_csv:
+            # Pydantic would find all unknown fields, however many of them are reported.
+            unknown = [name for name in values if name not in model.model_fields]
+            if len(unknown) > MAX_PROBLEMS_OF_ROW:
+                return [self._unknown(line, name) for name in unknown[:MAX_PROBLEMS_OF_ROW]]
         try:
             checked = model.model_validate(values)
         except ValidationError as error:
@@ -131,13 +140,17 @@ class Checker:
         return Row(line, id_, {**fields} if id_ is None else {name: fields[name] for name in checked.model_fields_set})
 
     def _problem(self, line: int, error: Any) -> RowProblem:
-        reason = words_of(error)
         if error["type"] == "extra_forbidden":
-            name = str(error["loc"][0])
-            nearest = Unknown(name, self._resource.columns).nearest()
-            reason = "Unknown field" if nearest is None else f"Unknown field; did you mean {nearest}?"
-        field = shortened(".".join(map(str, error["loc"])))
+            return self._unknown(line, str(error["loc"][0]))
+        field, reason = shortened(".".join(map(str, error["loc"]))), words_of(error)
         return RowProblem(line, field, shortened(reason[:1].upper() + reason[1:], MAX_REASON_LENGTH))
+
+    def _unknown(self, line: int, name: str) -> RowProblem:
+        if name not in self._suggested and len(self._suggested) < MAX_SUGGESTIONS:
+            self._suggested[name] = Unknown(name, self._resource.columns).nearest()
+        nearest = self._suggested.get(name)
+        reason = "Unknown field" if nearest is None else f"Unknown field; did you mean {nearest}?"
+        return RowProblem(line, shortened(name), reason)
 
 
 def _list(cell: str) -> Any:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from repository.engine.engines import EXPORT_READERS
 from services.limits.in_progress import InProgress
 
+# One address or network may have a quarter of the exports, and of the uploads.
 MAX_EXPORTS = EXPORT_READERS  # Each export has a database connection of its own.
 MAX_EXPORTS_PER_USER = 1
 MAX_EXPORTS_PER_ADDRESS = 1
 MAX_UPLOADS = 4  # Each part of a file is a write, so more of them would delay other writes.
 MAX_UPLOADS_PER_USER = 1
-MAX_UPLOADS_PER_ADDRESS = 2
+MAX_UPLOADS_PER_ADDRESS = 1
 
 
 class Transfers:

@@ -19,7 +19,8 @@ from typing import Any
 
 import orjson
 
-from services.transfers.formats import BOM, Format
+from repository.transfers.lines import Format
+from services.transfers.formats import BOM
 
 MAX_RECORD_BYTES = 256 * 1024  # several times as long as a movie whose texts have their maximum lengths
 TOO_LONG = f"Expected a row of at most {MAX_RECORD_BYTES} bytes"

@@ -12,15 +12,21 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import insert, update
 
+import models
 from core.errors import Unavailable
+from core.times import utc_now
 from repository.engine.database import Database
-from repository.generic import writes
+from repository.generic import lists, writes
 from repository.generic.lists import ListRequest
 from repository.transfers import exports
+from repository.transfers.lines import FileOptions, Format
+from resources.comments import COMMENTS
+from resources.genres import GENRES
 from resources.movies import MOVIES
+from resources.resource import Resource
 from services.transfers import formats
-from services.transfers.formats import FileOptions, Format
 from services.transfers.in_progress import MAX_EXPORTS
 from tests.support.backends import SQLITE_ONLY
 from tests.support.raw_http import raw_connection
@@ -36,6 +42,9 @@ FULL: dict[str, Any] = {
     "genres": ["Noir", "a,b"],
     "languages": ["German"],
 }
+
+
+CSV = FileOptions(Format.CSV)
 
 
 def records(answer: httpx.Response) -> list[dict[str, str]]:
@@ -136,14 +145,14 @@ async def add(database: Database, number: int) -> None:
 
 async def test_all_rows_of_an_export_are_as_of_one_moment(database: Database) -> None:
     await add(database, 2_500)
-    async with exports.opened(database, MOVIES, ListRequest(columns=("id", "title"))) as export:
+    async with exports.opened(database, MOVIES, ListRequest(columns=("id", "title")), CSV) as export:
         seen = list(await anext(export.batches))
         await add(database, 1_000)
         async for batch in export.batches:
             seen += batch
-    assert [tuple(row) for row in seen] == [(n + 1, f"movie {n}") for n in range(2_500)]
+    assert seen == [f"{n + 1},movie {n}" for n in range(2_500)]
     assert export.head.seq == 3, "2,500 rows are three events"
-    async with exports.opened(database, MOVIES, ListRequest()) as export:
+    async with exports.opened(database, MOVIES, ListRequest(), CSV) as export:
         assert export.head.seq == 4
         assert sum([len(batch) async for batch in export.batches]) == 3_500
 
@@ -154,7 +163,7 @@ async def test_an_export_ends_at_its_deadline_and_when_the_log_grows(
     await add(database, 3_000)
     monkeypatch.setattr(exports, "EXPORT_SECONDS", 0.2)
     with pytest.raises(Unavailable, match="longer than"):
-        async with exports.opened(database, MOVIES, ListRequest()):
+        async with exports.opened(database, MOVIES, ListRequest(), CSV):
             await asyncio.sleep(10)
     monkeypatch.setattr(exports, "EXPORT_SECONDS", 30.0)
     if database.is_sqlite:
@@ -163,16 +172,16 @@ async def test_an_export_ends_at_its_deadline_and_when_the_log_grows(
             await _while_much_is_written(database)
         monkeypatch.setattr(exports, "MAX_LOG_BYTES", 100_000)
         with pytest.raises(Unavailable, match="must be emptied"):
-            async with exports.opened(database, MOVIES, ListRequest()):
+            async with exports.opened(database, MOVIES, ListRequest(), CSV):
                 pass
         await database.shrink_log()
-    async with exports.opened(database, MOVIES, ListRequest()) as export:
+    async with exports.opened(database, MOVIES, ListRequest(), CSV) as export:
         assert await anext(export.batches), "the connections can be used again"
 
 
 async def _while_much_is_written(database: Database) -> None:
     """Open an export whose client takes nothing after the first batch."""
-    async with exports.opened(database, MOVIES, ListRequest()) as export:
+    async with exports.opened(database, MOVIES, ListRequest(), CSV) as export:
         await anext(export.batches)
         await add(database, 3_000)
         await asyncio.sleep(10)
@@ -215,12 +224,53 @@ async def exports_end(client: httpx.AsyncClient) -> bool:
     return (await client.get("/movies/export?id=1")).status_code == 200
 
 
-@pytest.mark.parametrize("text", ["", "plain", "=1", "'=1", "''=1", "'", "'quoted", "@x", "\tx", "-", "a=1", "\rx"])
-def test_a_safe_text_can_be_taken_back(text: str) -> None:
-    assert formats.unsafe(formats.safe(text)) == text
-    assert formats.safe(text)[:1] not in ("=", "+", "-", "@", "\t", "\r")
+async def lines_of(database: Database, resource: Resource, columns: tuple[str, ...], options: FileOptions) -> list[str]:
+    async with exports.opened(database, resource, ListRequest(columns=columns), options) as export:
+        return [line async for batch in export.batches for line in batch]
 
 
-def test_booleans_and_nulls_are_cells() -> None:
-    encode = formats.encoder(MOVIES, ("id", "title", "rating"), FileOptions(Format.CSV))
-    assert encode([[1, "a,b", None], [2, "", 3]]) == b'1,"a,b",\r\n2,,3\r\n'
+async def test_a_safe_text_can_be_taken_back(database: Database) -> None:
+    texts = ["plain", "=1", "'=1", "''=1", "'", "'quoted", "@x", "\tx", "-", "a=1", "\rx", '=a,"b"']
+    await database.write(
+        lambda tx: writes.store(tx, GENRES, [{"name": str(n), "description": text} for n, text in enumerate(texts)], 1)
+    )
+    lines = await lines_of(database, GENRES, ("id", "description"), FileOptions(Format.CSV, is_safe=True))
+    shown = [cells[1] for cells in csv.reader(io.StringIO("\r\n".join(lines), newline=""), strict=True)]
+    assert {text[:1] for text in shown} == {"p", "'", "a"}
+    assert [formats.unsafe(text) for text in shown] == texts
+
+
+async def test_every_type_of_a_value_has_its_form_in_both_formats(database: Database) -> None:
+    text = "a\x01\t\n\"\\/'%s \u2028\U0001f3ac"
+    row: dict[str, Any] = {
+        "title": text,
+        "description": None,
+        "genres": [],
+        "rating": 3,
+        "release_date": "0900-01-02",
+        "budget": 2**53,
+    }
+    await database.write(lambda tx: writes.store(tx, MOVIES, [row, {**row, "title": "b", "description": ""}], None))
+    for place, average in enumerate((7.0, 8.25), 1):
+        async with database.begin() as (connection, _):
+            changed = update(models.movies).values(average_rating=average)
+            await connection.execute(changed.where(models.movies.c.id == place))
+    (listed, other) = (await lists.page_of(database, MOVIES, ListRequest())).rows
+    first, second = await lines_of(database, MOVIES, MOVIES.columns, FileOptions(Format.NDJSON))
+    assert (json.loads(first), json.loads(second)) == (listed, other)
+    assert first == json.dumps(listed, ensure_ascii=False, separators=(",", ":")).replace("\u2028", "\u2028")
+    columns = ("average_rating", "title", "release_date", "budget", "description", "genres")
+    assert await lines_of(database, MOVIES, columns, CSV) == [
+        '7.0,"' + text.replace('"', '""') + '",0900-01-02,9007199254740992,,[]',
+        "8.25,b,0900-01-02,9007199254740992,,[]",
+    ]
+    assert await lines_of(database, MOVIES, ("description",), CSV) == ['""', '""'], "no empty lines"
+    comment = {"text": "ab", "movie_id": 1, "depth": 0, "deleted": False, "replies_count": 0, "version": 1}
+    async with database.begin() as (connection, _):
+        await connection.execute(
+            insert(models.comments).values(comment | dict.fromkeys(("created_at", "updated_at"), utc_now()))
+        )
+    shown = ("deleted", "parent_id", "text")
+    assert await lines_of(database, COMMENTS, shown, CSV) == ["false,,ab"]
+    expected = ['{"deleted":false,"parent_id":null,"text":"ab"}']
+    assert await lines_of(database, COMMENTS, shown, FileOptions(Format.NDJSON)) == expected

@@ -50,6 +50,26 @@ async def test_a_repeated_post_gets_the_same_response_and_writes_once(service: S
                     assert again.headers["idempotency-replayed"] == "true"
 
 
+async def test_a_repeated_import_starts_one_job(service: Service) -> None:
+    async with service.person() as alice:
+        headers = key() | {"Content-Type": "text/csv"}
+        first, again = [
+            await alice.http.post("/movies/import", content=b"title\r\nOnce\r\n", headers=headers) for _ in range(2)
+        ]
+        assert first.status_code == 202, first.text
+        assert as_sent(again) == as_sent(first)
+        assert again.headers["idempotency-replayed"] == "true"
+        for content in (b"title\r\nTwice\r\n", b"no such column", b""):
+            other = await alice.http.post("/movies/import", content=content, headers=headers)
+            assert_problem(other, 422, ("header", "Idempotency-Key"))
+        await alice.job_ended(first.json()["id"])
+        stored = await sql(service, f"SELECT title FROM movies WHERE user_id = {alice.id}")
+        assert [tuple(row) for row in stored] == [("Once",)]
+        assert not await sql(
+            service, f"SELECT id FROM jobs WHERE user_id = {alice.id} AND id <> '{first.json()['id']}'"
+        )
+
+
 @BOTH
 async def test_a_repeated_generate_starts_one_job(service: Service, kind: ResourceCase) -> None:
     async with service.person() as alice:

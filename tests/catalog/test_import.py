@@ -16,25 +16,28 @@ from typing import Any, get_args
 import pytest
 from starlette.requests import Request
 
-from core.errors import RequestTimeout
+from core.errors import MAX_MEMBERS, MAX_SUGGESTIONS, RequestTimeout, TooManyRequests
 from core.identity import Group, Identity
 from core.stopping import Stopping
+from core.texts.suggestions import Unknown
 from jobs.runner import Runner
 from repository import jobs
 from repository.engine import transaction
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import writes
-from repository.jobs import JobOrder
+from repository.jobs import JobOrder, Origin
 from repository.transfers import imports
 from repository.transfers.imports import ImportOrder
+from repository.transfers.lines import Format
 from resources.jobs import Kind
 from resources.movies import MOVIES
 from resources.registry import RESOURCES
 from resources.resource import Resource
 from routes.http import uploads
-from services.transfers.checking import Checker, Row
-from services.transfers.formats import BOM, Format
+from services.transfers import in_progress
+from services.transfers.checking import MAX_PROBLEMS_OF_ROW, Checker, Row, columns_of
+from services.transfers.formats import BOM
 from services.transfers.reading import MAX_RECORD_BYTES, Record, records
 from tests.support.accounts import account
 from tests.support.backends import SQLITE_ONLY
@@ -411,6 +414,29 @@ def test_cells_become_values() -> None:
         assert [problem.field for problem in problems] == ["rating"], cell
 
 
+def test_unknown_names_cost_little_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+
+    def nearest(self: Unknown) -> str | None:
+        compared.append(self.name)
+        return "title" if self.name == "titel0" else None
+
+    monkeypatch.setattr(Unknown, "nearest", nearest)
+    checker = Checker(MOVIES, Format.NDJSON, (), is_safe=False)
+    for number in range(50):
+        row = {f"titel{number}": 1, **{f"name{number} {place}": 1 for place in range(40)}}
+        problems = checker.check(Record(number, number + 1, 9, row))
+        assert isinstance(problems, list)
+        assert len(problems) == MAX_PROBLEMS_OF_ROW
+        expected = "Unknown field; did you mean title?" if number == 0 else "Unknown field"
+        assert problems[0] == (number, f"titel{number}", expected)
+    assert len(compared) == MAX_SUGGESTIONS
+    begun = time.perf_counter()
+    (problem,) = columns_of(MOVIES, [str(number) for number in range(50_000)])
+    assert problem.msg == f"Expected at most {MAX_MEMBERS} columns, got 50,000"
+    assert time.perf_counter() - begun < 1
+
+
 def test_every_transferred_resource_has_a_kind_of_job() -> None:
     assert {f"{imports.KIND}{each.name}" for each in RESOURCES if each.transferred} <= set(get_args(Kind))
 
@@ -442,7 +468,9 @@ async def run(
     return report.counts, [json.loads(line) for line in report.problems.splitlines()]
 
 
-async def ordered(database: Database, me: Identity, content: bytes, columns: tuple[str, ...]) -> str:
+async def ordered(
+    database: Database, me: Identity, content: bytes, columns: tuple[str, ...], origin: Origin | None = None
+) -> str:
     """Queue an import of movies from CSV, and return the id of its job."""
     job_id = str(uuid.uuid4())
     await imports.store_part(database, job_id, 0, zlib.compress(content))
@@ -450,7 +478,7 @@ async def ordered(database: Database, me: Identity, content: bytes, columns: tup
     details = ImportOrder("csv", columns, False, False, False, len(content), 0)
 
     async def work(tx: Transaction) -> None:
-        await jobs.create(tx, me, job, None, job_id=job_id)
+        await jobs.create(tx, me, job, None, origin, job_id=job_id)
         await imports.create(tx, job_id, details)
 
     await database.write(work)
@@ -514,3 +542,23 @@ async def test_files_without_a_job_are_deleted_after_a_while(database: Database)
     now = datetime.now(UTC)
     assert await imports.discard_unused(database, now - timedelta(hours=1)) == 0
     assert await imports.discard_unused(database, now + timedelta(hours=1)) == 1
+
+
+async def test_one_network_may_store_a_quarter_of_all_files(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert imports.MAX_STORED_PARTS_PER_NETWORK * 4 <= imports.MAX_STORED_PARTS
+    assert in_progress.MAX_UPLOADS_PER_ADDRESS * 4 <= in_progress.MAX_UPLOADS
+    assert in_progress.MAX_EXPORTS_PER_ADDRESS * 4 <= in_progress.MAX_EXPORTS
+    monkeypatch.setattr(imports, "MAX_STORED_PARTS_PER_NETWORK", 2)
+    me = await identity(database)
+    for network in ("192.0.2.1", "192.0.2.1", "192.0.2.2"):
+        job_id = await ordered(database, me, b"title\n", ("title",), Origin(network, 8))
+    await imports.require_room(database, None, "192.0.2.2")
+    with pytest.raises(TooManyRequests, match=r"from 192\.0\.2\.1 take"):
+        await imports.require_room(database, None, "192.0.2.1")
+    monkeypatch.setattr(imports, "MAX_STORED_PARTS", 3)
+    with pytest.raises(TooManyRequests, match="The files of unfinished imports take"):
+        await imports.require_room(database, None, "192.0.2.2")
+    await imports.discard(database, job_id)
+    await imports.require_room(database, None, "192.0.2.2")

@@ -20,6 +20,7 @@ from repository.engine.transaction import Transaction
 from repository.generic import writes
 from repository.generic.lists import ListRequest
 from repository.transfers import exports
+from repository.transfers.lines import FileOptions, Format
 from resources.genres import GENRES
 from tests.support.servers.pgbouncer import PgBouncer
 from tests.support.servers.postgresql import PostgresServer
@@ -166,12 +167,13 @@ async def test_an_export_behind_a_pooler_is_as_of_one_moment(pooled: Database) -
         await writes.store(tx, GENRES, [{"name": name} for name in names], None)
 
     await pooled.write(add_all)
+    options = FileOptions(Format.CSV)
     for turn in range(3):
-        async with exports.opened(pooled, GENRES, ListRequest(columns=("name",))) as export:
-            found = [row[0] for row in await anext(export.batches)]
+        async with exports.opened(pooled, GENRES, ListRequest(columns=("name",)), options) as export:
+            found = [*await anext(export.batches)]
             await pooled.write(add_genre(f"later {turn}"))
             async for batch in export.batches:
-                found += [row[0] for row in batch]
+                found += batch
         assert found[:1_200] == names
         assert len(found) == 1_200 + turn
 

@@ -29,6 +29,7 @@ from repository.engine.transaction import Transaction
 from repository.generic import cursors, lists, snapshots, writes
 from repository.generic.lists import ListRequest
 from repository.transfers import exports
+from repository.transfers.lines import FileOptions, Format
 from resources.actors import ACTORS
 from resources.comments import COMMENTS
 from resources.countries import COUNTRIES
@@ -278,8 +279,8 @@ async def test_among_equal_matches_movies_with_more_ratings_come_first(database:
     wanted = [3, 2, 5, 1, 4]
     assert await ids_of(database, text="lime") == wanted
     request = ListRequest(text="lime", columns=("id",))
-    async with exports.opened(database, MOVIES, request) as export:
-        assert [row[0] async for batch in export.batches for row in batch] == wanted
+    async with exports.opened(database, MOVIES, request, FileOptions(Format.CSV)) as export:
+        assert [int(line) async for batch in export.batches for line in batch] == wanted
     page, walked = await lists.page_of(database, MOVIES, replace(request, limit=1)), []
     while page.rows:
         walked += [row["id"] for row in page.rows]

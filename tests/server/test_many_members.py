@@ -141,6 +141,18 @@ async def test_validation_of_rows_stops_when_enough_problems_are_found(built: li
     checked = await check_rows(Row, [{"number": 1}, *[wrong] * 1_000, {"number": 2}], skips_invalid=True)
     assert len(checked.invalid) == 1_000
     assert checked.valid == {0: {"number": 1}, 1_001: {"number": 2}}
+    assert [each.as_dict() for each in checked.invalid[1]] == [
+        {"loc": ["body", 1, f"unknown{number}"], "msg": "Extra inputs are not permitted", "type": "extra_forbidden"}
+        for number in range(MAX_PROBLEMS_OF_ROW)
+    ]
+
+
+async def test_of_many_unknown_members_pydantic_finds_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parsing, "problems_of", None)
+    many, few = MAX_PROBLEMS_OF_ROW + 1, MAX_PROBLEMS_OF_ROW
+    await check_rows(Row, [{f"unknown{number}": 1 for number in range(many)}], skips_invalid=True)
+    with pytest.raises(TypeError):
+        await check_rows(Row, [{f"unknown{number}": 1 for number in range(few)}], skips_invalid=True)
 
 
 @pytest.mark.parametrize(("seconds", "turns"), [(0.0, 20), (3600.0, 0)])
