@@ -175,7 +175,7 @@ async def _check_network(tx: Transaction, origin: Origin, total: int, max_rows_p
 async def _check_rows(tx: Transaction, which: ColumnElement[bool], total: int, max_rows: int, whose: str) -> None:
     now = datetime.now(UTC)
     begin = utc_text(now - timedelta(hours=QUOTA_HOURS))
-    # Of a job that has ended, count only the rows that it has stored.
+    # For a job that has ended, count only the rows that it has stored.
     counted = case((TABLE.c.state.in_(UNFINISHED), TABLE.c.total), else_=TABLE.c.done)
     is_counted = or_(*(TABLE.c.kind.startswith(kind, autoescape=True) for kind in COUNTED))
     recent = and_(which, is_counted, TABLE.c.created_at > begin)

@@ -11,7 +11,8 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 PIECE_BYTES = 1024
 MAX_WAITING_BYTES = 64 * 1024  # When more input than this waits for a response, reading is paused.
 HALF_CLOSED_SECONDS = 2.0  # Longer than most responses take; a costly read must not outlive its client for long.
-# Most bodies follow their heads sooner. A request that starts with its whole body identifies its client only once.
+# How long a request waits for its body before it starts. Most bodies arrive sooner. A request that starts with its
+# whole body identifies its client only once.
 BODY_HEADSTART_SECONDS = 0.01
 
 # Some clients send their whole body before they read the response. These limits allow for a picture that is uploaded

@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar
 
 MAX_CLIENT_BYTES = 64 * 1024 * 1024
 MAX_BYTES = 256 * 1024 * 1024
-# When MAX_BYTES is reached, a client may still have this many, so that it is not shut out by the others.
+# When MAX_BYTES is reached, this many bytes may still wait for each client, so that others cannot shut it out.
 GUARANTEED_BYTES = 1024 * 1024
 RECOUNT_SECONDS = 0.1
 
@@ -58,9 +58,9 @@ class UnsentBytes(Generic[B]):
         return self._is_beyond(client)
 
     def excess(self, client: str) -> Collection[B]:
-        """Return the buffers of which one must be dropped to respect the limits; none if the limits are respected.
+        """Return the buffers of which one must be dropped because a limit is exceeded, or none if no limit is.
 
-        They are the buffers of `client` or, if there are too many bytes in total, of the client that has the most.
+        These are the buffers of `client` or, if there are too many bytes in total, of the client that has the most.
         """
         if not (self._is_above_own_limit(client) or self.total > MAX_BYTES):
             return ()

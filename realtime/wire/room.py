@@ -15,11 +15,11 @@ PAUSE_SECONDS = 0.25  # the pause until a full socket checks again whether its c
 
 
 class Room:
-    """The room of one socket. `client` is the address or network that its bytes are counted for; see
+    """The room of one socket. `client` is the address or network for which the socket's bytes are counted; see
     `core.network.unsent`.
 
-    Only one subscription of a socket may wait for room at a time: it holds `turn`. Only one may wait to begin a page:
-    it holds `page_turn`, and takes `turn` after that.
+    Only one subscription of a socket may wait for room at a time: the one that holds `turn`. Only one may wait to begin
+    a page: the one that holds `page_turn`, which takes `turn` afterwards.
     """
 
     def __init__(self, writer: Writer, unsent: UnsentBytes[Buffer] | None = None, client: str = "") -> None:
@@ -42,7 +42,7 @@ class Room:
         self._largest_write = max(size, self._largest_write)
 
     def is_full(self) -> bool:
-        """Return whether too many bytes wait for the sockets of the client, so that it must read first."""
+        """Return whether too many bytes wait for the client's sockets, so that the client must read first."""
         self._count(self)
         return self._unsent.is_full(self.client)
 

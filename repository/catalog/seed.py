@@ -82,7 +82,7 @@ async def _is_taken(tx: Transaction, username: str) -> bool:
 
 
 async def _add_missing(tx: Transaction, resource: Resource, names: Iterable[str]) -> None:
-    """Store rows with those of the names that no row has, on behalf of the operator, who has no account."""
+    """Store a row for each name that no row has yet, on behalf of the operator, who has no account."""
     known = await _ids(tx, resource, names := list(dict.fromkeys(names)))
     items = [
         resource.body.model_validate({"name": name}).model_dump() for name in names if unique_key(name) not in known

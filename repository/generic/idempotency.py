@@ -1,7 +1,7 @@
 """Idempotency keys: a POST repeated with the same `Idempotency-Key` gets the response to the first POST.
 
-The response is stored in the transaction of its write: either both exist or neither does. Of two concurrent
-requests, the second waits for the COMMIT of the first.
+The response is stored in the transaction of its write: either both exist or neither does. If two requests with the same
+key are concurrent, the second waits for the COMMIT of the first.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ def changed_names(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[s
 def editable(
     names: Collection[str], bodies: Sequence[Row], stored: Sequence[Row | None], *, bulk: bool = False
 ) -> list[Row]:
-    """Return the members of bodies that clients may edit, which are `names`. The other members must have their current
-    values, so that clients can send back what GET returned.
+    """Return the members of bodies that are in `names`, which clients may edit. The other members must have their
+    current values, so that clients can send back what GET returned.
 
     `stored` holds the row that each body edits, or None if there is no such row. Raises Conflict for another `version`,
     and InvalidInput for another value of another member.

@@ -1,4 +1,4 @@
-"""Reading all rows of a list as of one moment, in batches, so that memory does not grow with the list.
+"""Reads all rows of a list in one state of the database, in batches, so that memory does not grow with the list.
 
 An export is one read-only transaction: its head of the log and all of its rows belong to the same state of the
 database. While it is open, SQLite cannot reuse its write-ahead log, and PostgreSQL cannot remove old rows. So an export

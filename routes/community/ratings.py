@@ -23,8 +23,8 @@ ONE = Details(if_none_match=True, errors=(404,), members=RATINGS.columns)
 ENTITY = RATINGS.entity
 ENTITIES = list[ENTITY]  # type: ignore[valid-type]
 NEEDS_WATCHED = (
-    "With the setting `RATINGS_REQUIRE_WATCHED`, users can rate only movies that their watchlist has as `watched`; for "
-    "other movies, the response is a 403."
+    "With the setting `RATINGS_REQUIRE_WATCHED`, users can rate a movie only while their watchlist has it with the "
+    "status `watched`; otherwise, the response is a 403."
 )
 EDIT = Details(
     answer_headers=("ETag",), signed_in=True, if_match=True, errors=(403, 404, 409), description=NEEDS_WATCHED

@@ -42,7 +42,7 @@ def declare(made: Operations, resource: Resource) -> None:
         f"/{resource.name}/export",
         f"Export {resource.name}",
         {200: str},
-        description="Returns all rows of the list as a file, in the order of the list and as of one moment: the "
+        description="Returns all rows of the list as a file, in the order of the list. All rows show the state at the "
         "position in `Stream-Position`. If an export cannot be finished, the connection is closed before the end of "
         "the body.",
         filters=resource.fields,
