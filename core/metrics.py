@@ -131,7 +131,9 @@ ROWS_GENERATED = _counter("rows_generated", "Rows stored by jobs", "kind")
 MAILS = _counter("mails", "Attempts to send an email, by result: sent, postponed or failed", "result")
 COMMITS = _counter("commits", "Transactions committed")
 SQLITE_LOG_BYTES = _gauge("sqlite_log_bytes", "Size of SQLite's write-ahead log; 0 on PostgreSQL", "livemax")
-READ_TIMEOUTS = _counter("read_timeouts", "Reads stopped at their deadline, by lane: point, list or costly", "lane")
+READ_TIMEOUTS = _counter(
+    "read_timeouts", "Reads stopped at their deadline, by lane: point, list, costly or export", "lane"
+)
 COMMIT_RETRIES = _counter("commit_retries", "Transaction retries after a conflict or a lost connection")
 
 # Create these labels at import, so that rate() starts at zero.
