@@ -347,7 +347,7 @@ import_parts = Table(
     Column("created_at", UtcTime, nullable=False),
 )
 
-# The row that a job renames or deletes, and the last of the rows that a renaming job has looked at.
+# The row that a job renames or deletes, and, for a rename, the last of the rows that the job has processed.
 cascades = Table(
     "cascades",
     metadata,

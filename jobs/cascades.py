@@ -1,4 +1,4 @@
-"""The work of a job that renames or deletes a row with very many dependants (`repository.cascades`)."""
+"""Runs a job that renames or deletes a row with very many dependants (`repository.cascades`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from repository.jobs import ClaimedJob
 
 
 class CascadeJob:
-    """A claimed job, to be continued after its last stored chunk. `store` is called until `is_done`."""
+    """A claimed job, which continues after its last stored chunk. Call `store` until `is_done`."""
 
     def __init__(self, database: Database, job: ClaimedJob, owner: str) -> None:
         self._database = database

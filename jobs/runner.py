@@ -213,7 +213,7 @@ class Runner:
         await work.discard_file()
 
     async def _run_cascade(self, job: ClaimedJob, owner: str) -> None:
-        """Store one chunk after the other, until the job has ended. Raises SlotLeft, LeaseLost or Unavailable."""
+        """Store one chunk after another, until the job has ended. Raises SlotLeft, LeaseLost or Unavailable."""
         work = cascades.CascadeJob(self._database, job, owner)
         may_stay_until = time.monotonic() + SLOT_SECONDS
         try:

@@ -3,12 +3,12 @@
 Rules:
 - Each chunk is one transaction, with its events and the progress of the job. So what a watcher knows always equals what
   the service shows, and a killed job continues after its last stored chunk.
-- A renamed row has its new name from the start, which nothing takes back, so its job can be neither cancelled nor lose
-  its rights. It shows the current name in the rows that link to it, in order of their ids. If the row is renamed again
-  meanwhile, the job starts from the first row again.
+- A renamed row has its new name from the start, and the rename is not undone. So the job cannot be cancelled, and does
+  not depend on the rights of its user. The job writes the current name into the rows that link to the renamed row, in
+  order of their ids. If the row is renamed again meanwhile, the job starts from the first of these rows again.
 - A row to delete goes last, together with its last dependants, like any row with few dependants. Until then, it loses
   dependants, and may get new ones. The rights of the job's user are checked in each chunk.
-- Every chunk first locks the row, as every other write does that changes its name, its links or its children.
+- Every chunk first locks the row, as does every other write that changes the row's name, links or children.
 """
 
 from __future__ import annotations

@@ -222,8 +222,7 @@ def open_postgresql(url: str, read_seconds: float, *, has_pooler: bool = False) 
         # JIT compilation costs planning time and gains nothing for such short statements.
         settings = {"jit": "off", "statement_timeout": _milliseconds(read_seconds + STATEMENT_GRACE_SECONDS)}
         if lane is not Lane.POINT:
-            # A generic plan would be made without the words of a search. PostgreSQL could not estimate how many rows
-            # the search finds, and would read the whole table.
+            # A generic plan, made without the words of a search, reads the whole table, as if many rows matched.
             settings["plan_cache_mode"] = "force_custom_plan"
         if lane in (Lane.COSTLY, Lane.EXPORT):
             # A parallel read would take processor cores from the cheaper lanes.

@@ -59,7 +59,7 @@ async def _count(tx: Transaction, table: Table, chosen: ColumnElement[bool]) -> 
 
 
 async def count(tx: Transaction, resource: Resource, row: dict[str, Any]) -> int:
-    """Return the number of the dependants of a row about to be deleted; many children of a kind are not all counted."""
+    """Return the number of dependants of a row about to be deleted, in which `Children.number` may be limited."""
     return sum(each.number for each in await children(tx, resource, [row])) + _number_showing(resource, [row])
 
 
@@ -76,7 +76,8 @@ def require_few(resource: Resource, gone: Rows, children: Sequence[Children]) ->
     has = f"{resource.singular.capitalize()} {gone[0]['id']} has" if len(gone) == 1 else f"These {resource.name} have"
     raise TooManyDependants(
         f"{has} more than {MAX_DEPENDANTS:,} {' and '.join(names)}, expected fewer for one transaction: delete fewer "
-        f"{resource.name} at a time. DELETE /{resource.name}/{{id}} deletes {resource.a_singular} with any number"
+        f"{resource.name} at a time. DELETE /{resource.name}/{{id}} accepts {resource.a_singular} with any number of "
+        "them"
     )
 
 
@@ -88,5 +89,5 @@ def require_few_showing(owner: Resource, link: Link, renamed: Sequence[Row]) -> 
     shows = f"{link.resource.singular.capitalize()} {renamed[0]['id']} is" if len(renamed) == 1 else f"These {name} are"
     raise TooManyDependants(
         f"{shows} shown by more than {MAX_DEPENDANTS:,} {owner.name}, expected fewer for one transaction: rename fewer "
-        f"{name} at a time. PATCH /{name}/{{id}} renames {link.resource.a_singular} with any number"
+        f"{name} at a time. PATCH /{name}/{{id}} accepts {link.resource.a_singular} with any number of them"
     )

@@ -24,7 +24,7 @@ from resources.registry import links_to
 from resources.resource import Link, Resource
 
 Rows = Sequence[dict[str, Any]]
-# Leaves it to a job to change this number of rows that show a renamed row.
+# Queues a job that changes the rows that show a renamed row, given their number.
 Defer = Callable[[int], Awaitable[None]]
 
 
@@ -44,7 +44,7 @@ def require_unshown_codes(resource: Resource, before: Sequence[Row], after: Sequ
 async def rename(
     tx: Transaction, resource: Resource, before: Rows, after: Rows, actor_id: int | None, defer: Defer | None = None
 ) -> None:
-    """Change the rows that show these linked rows by name, or, if there is a `defer`, leave that to a job.
+    """Change the rows that show these linked rows by name or, if `defer` is given, leave this to a job.
 
     Raises TooManyDependants.
     """
