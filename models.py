@@ -38,7 +38,7 @@ users = numbered(
     Column("profile_created_at", UtcTime),
     # The account is inactive because it has not been activated yet, not because an admin disabled it.
     Column("awaits_activation", sa.Boolean, nullable=False),
-    # The row of a deleted account keeps only its id, because its movies still refer to that id.
+    # The row of a deleted account keeps only its id, to which its movies refer. Invented users have such rows, too.
     Column("deleted_at", UtcTime),
     Index("ix_users_avatar", "avatar"),
     Index("ix_users_waiting_key", "waiting_key", "id", **only("waiting_key IS NOT NULL")),
@@ -309,14 +309,14 @@ jobs = Table(
     Column("rate", Float),
     Column("user_id", Id, ForeignKey("users.id")),
     Column("created_at", UtcTime, nullable=False),
-    Column("started_at", UtcTime),
-    Column("finished_at", UtcTime),
+    *(Column(name, UtcTime) for name in ("started_at", "finished_at")),
     Column("rows_per_second", Integer, nullable=False),
     Column("error", Text),
     Column("attempts", Integer, nullable=False),
     Column("lease_owner", String(64)),
     # Seconds since 1970 by the database's clock, so that differences between the workers' clocks do not matter.
     Column("lease_until", Float),
+    Column("parts", Strings, nullable=False, server_default="[]"),  # the resources that are generated with each movie
     # The network of the client that requested the job, as `core.network.addresses.network_of` returns it.
     Column("network", Text),
     Index("ix_jobs_network", "network", "created_at"),

@@ -16,7 +16,7 @@ from typing import Any
 
 from faker import Faker
 
-from resources.registry import RESOURCES
+from jobs import people
 
 BLOCK_ROWS = 100
 POOL_SIZE = 400
@@ -133,14 +133,20 @@ def _characters(random: Random, pool: Pools, count: int) -> list[Row]:
     return [{"name": name, "description": f"{role[0].upper()}{role[1:]}, from {city}."} for name, role, city in columns]
 
 
+def _actors(random: Random, pool: Pools, count: int) -> list[Row]:
+    return people.actors(random, pool.roles, count)
+
+
 MAKERS: dict[str, Callable[[Random, Pools, int], list[Row]]] = {
     "generate_movies": _movies,
     "generate_characters": _characters,
+    "generate_actors": _actors,
 }
 
 
-GENERATED = {f"generate_{resource.name}" for resource in RESOURCES if resource.generated}
-assert MAKERS.keys() == GENERATED, "expected MAKERS to have a function for each resource that is declared as generated"
+def cast(random: Random, count: int) -> list[Row]:
+    """Return `count` characters of one movie."""
+    return _characters(random, pools(), count)
 
 
 def rows(kind: str, seed: int, start: int, count: int) -> Sequence[Row]:

@@ -16,26 +16,20 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from random import Random
-from typing import Any
 
 import structlog
 
 from core import metrics
-from core.errors import Forbidden, Unavailable
-from jobs import cascades, generation, imports
+from core.errors import ContentTooLarge, Forbidden, Unavailable
+from jobs import cascades, chunks, imports
+from jobs.chunks import Chunk, Stopped
 from repository import jobs
 from repository.cascades import is_cascade
 from repository.engine.database import Database
 from repository.engine.events import Event
 from repository.engine.transaction import Transaction
-from repository.generic import rows as table_rows
-from repository.generic import writes
-from repository.generic.writes import Prepared
 from repository.jobs import ClaimedJob, LeaseLost
 from repository.transfers.imports import RightsLost
-from resources.characters import CHARACTERS
-from resources.movies import MOVIES
 
 CONCURRENT_JOBS = 2
 POLL_SECONDS = 1.0
@@ -43,7 +37,6 @@ MAX_LATE_SECONDS = 5.0  # a paced job that waited for a slot catches up on at mo
 UNAVAILABLE_PAUSE_SECONDS = 0.5
 SLOT_SECONDS = 1.0  # A job leaves its slot after SLOT_SECONDS if another user's job is waiting.
 MAX_WAIT_IN_SLOT_SECONDS = 0.5  # Only a longer wait is worth the transactions that release the job and claim it again.
-CAST_SIZE = 20  # The characters of one chunk are distributed among CAST_SIZE movies.
 
 log = structlog.get_logger("jobs")
 
@@ -125,6 +118,8 @@ class Runner:
             log.info("job finished", job=job.id, total=job.total)
         except LeaseLost:
             log.info("job cancelled or taken over", job=job.id)
+        except Stopped as stopped:
+            log.info("job stopped", job=job.id, reason=str(stopped))
         except SlotLeft as left:
             await self._give_back(job, owner, left.wait_seconds)
         except (Unavailable, asyncio.CancelledError):
@@ -149,7 +144,7 @@ class Runner:
     async def _run_chunks(self, job: ClaimedJob, owner: str) -> None:
         """Store one chunk while a thread makes the next, until the job is done.
 
-        Raises SlotLeft, LeaseLost or Unavailable.
+        Raises SlotLeft, LeaseLost, Stopped or Unavailable.
         """
         if imports.is_import(job.kind):
             await self._run_import(job, owner)
@@ -165,14 +160,14 @@ class Runner:
         try:
             while done < job.total:
                 chunk = await upcoming
-                following = done + len(chunk)
+                following = done + chunk.size
                 if following < job.total:
                     upcoming = asyncio.create_task(self._make_chunk(job, following))
                 await self._sleep_until(pace.due)
                 if self._stopping.is_set():
                     raise SlotLeft(max(0.0, pace.due - time.monotonic()))
                 await self._store_chunk(job, owner, done, chunk, started)
-                metrics.ROWS_GENERATED.labels(job.kind).inc(len(chunk))
+                metrics.ROWS_GENERATED.labels(job.kind).inc(chunk.size)
                 done = following
                 pace.stored(done)
                 if done < job.total:
@@ -247,7 +242,7 @@ class Runner:
 
     async def _make_chunk(self, job: ClaimedJob, done: int) -> Chunk:
         """Make a chunk in a thread, so that a large chunk does not block the event loop."""
-        return await asyncio.to_thread(make_chunk, job, done, is_sqlite=self._database.is_sqlite)
+        return await asyncio.to_thread(chunks.make, job, done, is_sqlite=self._database.is_sqlite)
 
     async def _sleep_until(self, due: float) -> None:
         """Wait until `due` or until the runner stops. The wait is much shorter than the lease."""
@@ -257,21 +252,23 @@ class Runner:
                     await self._stopping.wait()
 
     async def _store_chunk(self, job: ClaimedJob, owner: str, done: int, chunk: Chunk, started: float) -> None:
-        async def work(tx: Transaction) -> None:
-            if isinstance(chunk, Prepared):
-                await writes.store_generated(tx, chunk, job.user_id, job.id, generation.LANGUAGE_CODES)
-            else:
-                movies = await table_rows.pick_locked(tx, MOVIES.table, Random(f"{job.seed}:{done}:cast"), CAST_SIZE)
-                rows = [
-                    {**row, "movie_id": movies[index * len(movies) // len(chunk)] if movies else None}
-                    for index, row in enumerate(chunk)
-                ]
-                await writes.store(tx, CHARACTERS, rows, job.user_id, job.id)
-            measured = (done - job.done + len(chunk)) / max(time.monotonic() - started, 1e-3)
-            rows_per_second = int(min(measured, job.rate) if job.rate is not None else measured)
-            await jobs.advance(tx, job, owner, done, len(chunk), rows_per_second)
+        """Store a chunk and the job's progress. Raises LeaseLost, Stopped or Unavailable."""
 
-        await self._database.write(work)
+        async def work(tx: Transaction) -> str | None:
+            stored = await chunks.store(tx, job, done, chunk)
+            reason = chunks.TOO_FEW_MOVIES if stored < chunk.size else None
+            measured = (done - job.done + stored) / max(time.monotonic() - started, 1e-3)
+            rows_per_second = int(min(measured, job.rate) if job.rate is not None else measured)
+            await jobs.advance(tx, job, owner, done, stored, rows_per_second, error=reason)
+            return reason
+
+        try:
+            reason = await self._database.write(work)
+        except (RightsLost, Forbidden, ContentTooLarge) as error:
+            reason = str(error) if isinstance(error, RightsLost) else str(error.detail)
+            await jobs.fail(self._database, job.id, owner, reason)
+        if reason is not None:
+            raise Stopped(reason)
 
 
 class Pace:
@@ -293,21 +290,8 @@ class Pace:
 
     def _seconds_for(self, done: int) -> float:
         """Return how many seconds the chunk after the first `done` rows takes at the job's rate."""
-        return min(self._job.batch_size, self._job.total - done) / self._job.rate if self._job.rate is not None else 0.0
+        return chunks.size_after(self._job, done) / self._job.rate if self._job.rate is not None else 0.0
 
     def stored(self, done: int) -> None:
         if self._job.rate is not None:
             self.due = max(self.due, time.monotonic() - MAX_LATE_SECONDS) + self._seconds_for(done)
-
-
-# Movies are prepared outside the transaction. Characters are not, because their movies are picked inside it.
-Chunk = Prepared | Sequence[dict[str, Any]]
-
-
-def make_chunk(job: ClaimedJob, done: int, *, is_sqlite: bool) -> Chunk:
-    """Return the rows that follow the first `done` rows of a job, at most `batch_size` rows."""
-    count = min(job.batch_size, job.total - done)
-    rows = generation.rows(job.kind, job.seed, done, count)
-    if job.kind == "generate_movies":
-        return writes.prepare(MOVIES, rows, job.user_id, is_sqlite=is_sqlite)
-    return rows

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -50,13 +51,16 @@ ORDERING = Ordering(TABLE, lambda sort, after: (("created_at", True), ("id", Fal
 
 @dataclass(frozen=True, slots=True)
 class JobOrder:
-    """What a job does, such as the data to generate. `rate` is in rows per second; None means as fast as possible."""
+    """What a job does, such as the data to generate. `rate` is in rows per second; None means as fast as possible.
+    `parts` are the resources whose rows are generated with each movie; `total` counts these rows, too.
+    """
 
     kind: str
     total: int
     seed: int
     batch_size: int
     rate: float | None
+    parts: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class ClaimedJob:
     seed: int
     batch_size: int
     rate: float | None
+    parts: Sequence[str]
     user_id: int | None
     # The time until a paced job may continue, negative if that time has passed. None for a new job, and for a job
     # whose lease has expired.
@@ -151,7 +156,8 @@ async def _check_unfinished(tx: Transaction, user_id: int) -> None:
 async def _check_quota(tx: Transaction, user_id: int, total: int, max_rows: int, place: Loc) -> None:
     if total > max_rows:
         message = (
-            f"Expected at most {max_rows}, the quota of generated and imported rows per user in {QUOTA_HOURS} hours"
+            f"Expected at most {max_rows} rows, the quota of generated and imported rows per user in {QUOTA_HOURS} "
+            f"hours; this job has {total}"
         )
         raise InvalidInput([FieldProblem(place, message, "over_quota")])
     await _check_rows(tx, TABLE.c.user_id == user_id, total, max_rows, "you have")

@@ -34,6 +34,7 @@ ACTORS = Resource(
     searched=("name", "biography"),
     example_change={"biography": "Played in more than a hundred films, and on the stage."},
     changed_by="staff",
+    generated=True,
     transferred=True,
     has_history=True,
 )

@@ -13,6 +13,8 @@ from schemas import Answer, Moment
 Kind = Literal[
     "generate_movies",
     "generate_characters",
+    "generate_actors",
+    "generate_ratings",
     "import_movies",
     "import_characters",
     "import_genres",

@@ -61,6 +61,7 @@ MOVIES = Resource(
     filter_names={"genres": "genre", "languages": "language", "actors": "actor"},
     created_word="listed",
     generated=True,
+    generated_with=("characters", "ratings", "comments"),
     transferred=True,
     has_history=True,
 )

@@ -7,6 +7,8 @@ from typing import Annotated
 from pydantic import Field
 
 import models
+from core.errors import Forbidden
+from core.identity import Identity
 from resources.movies import MOVIES
 from resources.resource import Parent, Resource
 from schemas import WHOLE, Answer, Body, examples
@@ -42,8 +44,15 @@ RATINGS = Resource(
     example_change={"score": 10},
     parents=(Parent("movie_id", MOVIES, takes_children=True),),  # repository.community.averages counts them
     created_word="gave",
+    generated=True,
     has_own_routes=True,
 )
+
+
+def require_may_generate(identity: Identity) -> None:
+    """Raise Forbidden unless the identity may let invented users rate existing movies, which changes their averages."""
+    if not identity.is_staff:
+        raise Forbidden("Only moderators and admins may generate ratings of existing movies")
 
 
 def average_of(total: int, count: int) -> float | None:

@@ -85,7 +85,8 @@ class Resource:
 
     `changed_by`: with `owner`, every user may create rows, and their owners and staff (moderators and admins) may
     change them; with `staff` or `admins`, only staff or only admins may create and change rows. `filter_names` renames
-    columns in filters. With `generated`, `POST /…/generate/{number}` creates rows. `code` is a column with unique codes
+    columns in filters. With `generated`, `POST /…/generate/{number}` creates rows, each with rows of the resources
+    `generated_with` if the client likes. `code` is a column with unique codes
     of two letters: `GET /…/{id}` finds a row by its code, too. With `has_own_writes`, rows are written by operations
     that are declared elsewhere, because writing them differs from writing other resources; with `has_own_routes`, all
     operations are. With the audience `self`, only the owner of a row sees the row and its events. With `transferred`,
@@ -106,6 +107,7 @@ class Resource:
     filter_names: Mapping[str, str] = field(default_factory=dict)
     created_word: str = "added"
     generated: bool = False
+    generated_with: tuple[str, ...] = ()
     code: str | None = None
     has_own_writes: bool = False
     has_own_routes: bool = False

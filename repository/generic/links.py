@@ -50,6 +50,10 @@ class Resolved:
         """Return the columns whose links the item changes."""
         return [plan.link.column for plan in self.plans if position in plan.ids]
 
+    def linked(self, position: int, column: str) -> Sequence[int]:
+        """Return the ids of the rows that a new row links to in this column."""
+        return next((plan.ids.get(position, ()) for plan in self.plans if plan.link.column == column), ())
+
 
 async def resolve(
     tx: Transaction,

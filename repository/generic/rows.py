@@ -213,14 +213,16 @@ def _long_columns(table: Table) -> list[int]:
     return [place for place, name in names if isinstance(table.c[name].type, Text)]
 
 
-async def pick_locked(tx: Transaction, table: Table, random: Random, count: int) -> list[int]:
-    """Return up to `count` ids of existing rows, starting at a random id, locked until COMMIT; possibly none."""
+async def pick(tx: Transaction, table: Table, random: Random, count: int, *, locked: bool = False) -> list[int]:
+    """Return up to `count` ids of existing rows, starting at a random id; none only if there are no rows. If `locked`,
+    the rows are locked until COMMIT.
+    """
     lowest, highest = (await tx.connection.execute(select(func.min(table.c.id), func.max(table.c.id)))).one()
     if lowest is None:
         return []
-    start = random.randint(lowest, highest)
-    chosen = select(table.c.id).where(table.c.id >= start).order_by(table.c.id).limit(count).with_for_update()
-    return list((await tx.connection.execute(chosen)).scalars())
+    start = random.randint(lowest, max(lowest, highest - count + 1))
+    chosen = select(table.c.id).where(table.c.id >= start).order_by(table.c.id).limit(count)
+    return list((await tx.connection.execute(chosen.with_for_update() if locked else chosen)).scalars())
 
 
 async def write_back(tx: Transaction, table: Table, after: Sequence[Row], columns: Sequence[str]) -> None:

@@ -59,10 +59,14 @@ class Prepared:
 
 def prepare(resource: Resource, items: Sequence[Row], user_id: int | None, *, is_sqlite: bool) -> Prepared:
     """Prepare rows for insertion. Pure, so a thread can prepare one chunk while another is stored."""
-    names = resource.written
     owner = {"user_id": user_id} if resource.has_owner else {}
     rest = {**owner, **resource.initial, "version": 1}
-    made = [{**resource.defaults, **item, **rest} for item in items]
+    return prepare_whole(resource, [{**resource.defaults, **item, **rest} for item in items], is_sqlite=is_sqlite)
+
+
+def prepare_whole(resource: Resource, made: Sequence[dict[str, Any]], *, is_sqlite: bool) -> Prepared:
+    """Prepare rows whose members are `resource.written`, in this order. Pure."""
+    names = resource.written
     stored: Iterable[Iterable[Any]] = (row.values() for row in made)
     if resource.keys:
         stored = ((*row.values(), *(rows.key_of(row[source]) for source in resource.keys.values())) for row in made)
@@ -95,7 +99,7 @@ async def add(tx: Transaction, resource: Resource, identity: Identity, fields: R
     links.raise_for(resolved.refused, bulk=False)
     await conflicts.require_none(tx, resource, [fields], bulk=False)
     prepared = prepare(resource, resolved.items, identity.user_id, is_sqlite=tx.is_sqlite)
-    ((entity_id, payload),) = await _insert(tx, prepared)
+    ((entity_id, payload),) = await insert(tx, prepared)
     tx.emit_encoded(resource.name, "add", str(entity_id), payload, actor_id=identity.user_id)
     await relations.recount(tx, resource, (), prepared.rows, identity.user_id)
     await links.store(tx, resolved, {0: entity_id}, identity.user_id)
@@ -132,7 +136,7 @@ async def add_bulk(
     if prepared is None or made != items:
         make = partial(prepare, resource, made, identity.user_id, is_sqlite=tx.is_sqlite)
         prepared = await rows.off_the_loop(len(made), make)
-    stored = await _store(tx, prepared, identity.user_id, job_id)
+    stored = await store_prepared(tx, prepared, identity.user_id, job_id)
     ids = {index: id_ for index, (id_, _) in zip(good, stored, strict=True)}
     await links.store(tx, resolved, ids, identity.user_id)
     encoded = [payload for _, payload in stored]
@@ -147,37 +151,16 @@ async def store(
     """Insert rows that have neither conflicts nor links, with their events, and return the entities, encoded."""
     make = partial(prepare, resource, items, user_id, is_sqlite=tx.is_sqlite)
     prepared = await rows.off_the_loop(len(items), make)
-    return [payload for _, payload in await _store(tx, prepared, user_id, job_id)]
+    return [payload for _, payload in await store_prepared(tx, prepared, user_id, job_id)]
 
 
-async def store_generated(
-    tx: Transaction, prepared: Prepared, user_id: int | None, job_id: str, codes: Mapping[str, str]
-) -> None:
-    """Insert generated rows that `prepare` made, with their links and events.
-
-    Linked rows are found by their names or, if they were renamed, by their `codes`. Unknown ones are added if staff may
-    add them by naming them, and otherwise left out.
-    """
-
-    async def add(resource: Resource, items: Sequence[Row]) -> None:
-        await store(tx, resource, items, user_id, job_id)
-
-    resource = prepared.resource
-    resolved = await links.resolve(tx, resource, prepared.rows, add=add, codes=codes)
-    if resolved.items != prepared.rows:  # the names are shown in another spelling, or left out
-        make = partial(prepare, resource, resolved.items, user_id, is_sqlite=tx.is_sqlite)
-        prepared = await rows.off_the_loop(len(prepared), make)
-    stored = await _store(tx, prepared, user_id, job_id)
-    await links.store(tx, resolved, {index: id_ for index, (id_, _) in enumerate(stored)}, user_id)
-
-
-async def _store(
+async def store_prepared(
     tx: Transaction, prepared: Prepared, user_id: int | None, job_id: str | None = None
 ) -> list[tuple[int, bytes]]:
     """Insert prepared rows with their events, except for their links, and return their ids with their JSON."""
     if not prepared.rows:
         return []
-    stored = await _insert(tx, prepared)
+    stored = await insert(tx, prepared)
     encoded = [payload for _, payload in stored]
     tx.emit_bulk(prepared.resource.name, "add_bulk", encoded, actor_id=user_id, job_id=job_id)
     await relations.recount(tx, prepared.resource, (), prepared.rows, user_id)
@@ -193,21 +176,22 @@ def _adder(tx: Transaction, resource: Resource, identity: Identity) -> links.Add
         make = partial(prepare, linked, items, identity.user_id, is_sqlite=tx.is_sqlite)
         prepared = await rows.off_the_loop(len(items), make)
         if len(items) == 1:
-            stored = await _insert(tx, prepared)
+            stored = await insert(tx, prepared)
             tx.emit_encoded(linked.name, "add", str(stored[0][0]), stored[0][1], actor_id=identity.user_id)
         else:
-            stored = await _store(tx, prepared, identity.user_id)
+            stored = await store_prepared(tx, prepared, identity.user_id)
         made = [{**row, "id": id_} for row, (id_, _) in zip(prepared.rows, stored, strict=True)]
         await _audit(tx, "create", linked, identity, made)
 
     return add
 
 
-async def _insert(tx: Transaction, prepared: Prepared) -> list[tuple[int, bytes]]:
-    """Insert the rows, and return their ids with their JSON."""
+async def insert(tx: Transaction, prepared: Prepared, ids: Sequence[int] | None = None) -> list[tuple[int, bytes]]:
+    """Insert the rows without events, and return their ids with their JSON. `ids` are reserved, or None."""
     now = utc_now()
     table = prepared.resource.table
-    ids = await rows.reserve_ids(tx, table, len(prepared.rows))
+    if ids is None:
+        ids = await rows.reserve_ids(tx, table, len(prepared.rows))
     await rows.insert(tx, table, prepared.names, ids, prepared.values, now)
     await search.insert(tx, prepared.resource, ids, prepared.indexed)
     tail = orjson.dumps({"created_at": now, "updated_at": now})[1:]

@@ -12,11 +12,13 @@ from repository.community import ratings
 from repository.engine.transaction import Transaction
 from repository.generic.idempotency import StoredResponse
 from repository.generic.lists import ordering_of
-from resources.ratings import RATINGS, AverageRating, RatingBody
+from resources.jobs import Job
+from resources.ratings import RATINGS, AverageRating, RatingBody, require_may_generate
 from routes.generic import handlers
+from routes.generic.operations import GENERATE
 from routes.http import queries, rendering
 from routes.http.operation import Call, Details, Operations
-from routes.http.queries import ById, TrailQuery
+from routes.http.queries import ById, ByNumber, GenerateQuery, TrailQuery
 
 LIST = Details(filters=RATINGS.fields)
 ONE = Details(if_none_match=True, errors=(404,), members=RATINGS.columns)
@@ -61,6 +63,18 @@ async def delete(call: Call[ById, None, None]) -> Response:
     versions = rendering.if_match(call)
     await call.write(lambda tx: ratings.remove(tx, call.me, call.path.id, versions))
     return Response(status_code=204)
+
+
+@operations.post(
+    "/ratings/generate/{number}",
+    "Generate ratings of existing movies (moderators and admins only)",
+    {202: Job},
+    GENERATE,
+    errors=(403, 429),
+)
+async def generate(call: Call[ByNumber, GenerateQuery, None]) -> Response:
+    require_may_generate(call.me)  # reject early; the job checks again
+    return await handlers.generate(RATINGS, call)
 
 
 # --- the ratings of a movie

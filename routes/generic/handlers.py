@@ -28,6 +28,7 @@ from resources.resource import Link, Resource
 from routes.accounts.access import listed_account
 from routes.http import parsing, queries, rendering
 from routes.http.operation import AnyCall, Call
+from services.movie_parts import Plan
 
 MAX_BULK_BODY_BYTES = 10 * 1024 * 1024  # enough for 10,000 rows of 1,000 bytes each
 DEFAULT_BATCH = 1_000
@@ -237,20 +238,28 @@ async def delete_range(resource: Resource, call: Call[queries.ByRange, None, Non
 
 
 async def generate(resource: Resource, call: Call[queries.ByNumber, queries.GenerateQuery, None]) -> Response:
-    query = call.query
+    resource.require_may_create(call.me)  # reject early; the job checks again
+    query, number = call.query, call.path.number
+    plan = Plan(query.parts)
+    total = plan.rows_of(number)
+    if total > schemas.MAX_GENERATED_ROWS:
+        most = plan.movies_in(schemas.MAX_GENERATED_ROWS)
+        rows = f"{resource.name} with {', '.join(plan.parts)}: a job has at most {schemas.MAX_GENERATED_ROWS} rows"
+        raise InvalidInput([FieldProblem(("path", "number"), f"Expected at most {most} {rows}", "too_many_rows")])
     batch_size = query.batch_size or DEFAULT_BATCH
     if query.rate is not None and query.batch_size is None:
         batch_size = min(DEFAULT_BATCH, max(1, int(query.rate / CHUNKS_PER_SECOND_AT_A_RATE)))
-    if query.rate is not None and call.path.number > query.rate * MAX_PACED_SECONDS:
-        least = math.ceil(call.path.number / MAX_PACED_SECONDS * 100) / 100
-        message = f"Expected at least {least:g} rows per second to store {call.path.number} rows within a day"
+    if query.rate is not None and total > query.rate * MAX_PACED_SECONDS:
+        least = math.ceil(total / MAX_PACED_SECONDS * 100) / 100
+        message = f"Expected at least {least:g} rows per second to store {total} rows within a day"
         raise InvalidInput([FieldProblem(("query", "rate"), message, "too_slow")])
     order = JobOrder(
         kind=f"generate_{resource.name}",
-        total=call.path.number,
+        total=total,
         seed=query.seed if query.seed is not None else secrets.randbits(SEED_BITS),
-        batch_size=batch_size,
+        batch_size=max(batch_size, plan.most),  # a row is stored together with the rows that belong to it
         rate=query.rate,
+        parts=plan.parts,
     )
 
     async def work(tx: Transaction) -> StoredResponse:

@@ -25,6 +25,14 @@ CREATE = Details(idempotent=True, answer_headers=("Location", "ETag"), signed_in
 EDIT = Details(answer_headers=("ETag",), signed_in=True, if_match=True, errors=(403, 404, 409))
 BULK = Details(signed_in=True, is_bulk=True, max_body_bytes=handlers.MAX_BULK_BODY_BYTES, limit_group=LimitGroup.BULK)
 
+GENERATE = Details(
+    description="Queues a job that adds realistic rows. Subscribers receive each batch as soon as it is stored.",
+    idempotent=True,
+    answer_headers=("Location",),
+    limit_group=LimitGroup.BULK,
+    signed_in=True,
+)
+
 
 def operations_of(resource: Resource) -> Operations:
     """Return the operations of a resource, tagged with its name."""
@@ -142,17 +150,14 @@ def _declare_bulk(made: Operations, resource: Resource) -> None:
 
 
 def _declare_generation(made: Operations, resource: Resource) -> None:
-    made.post(
-        f"/{resource.name}/generate/{{number}}",
-        f"Generate {resource.name}",
-        {202: Job},
-        description="Queues a job that adds realistic rows. Subscribers receive each batch as soon as it is stored.",
-        idempotent=True,
-        errors=(429,),
-        answer_headers=("Location",),
-        limit_group=LimitGroup.BULK,
-        signed_in=True,
-    )(partial(handlers.generate, resource))
+    names = resource.generated_with
+    query = queries.generate_query(resource.singular, names) if names else queries.GenerateQuery
+    errors = (403, 429) if resource.writers else (429,)
+    summary = f"Generate {resource.name}{_by_writers(resource)}"
+    path = f"/{resource.name}/generate/{{number}}"
+    made.post(path, summary, {202: Job}, GENERATE, query_model=query, errors=errors)(
+        partial(handlers.generate, resource)
+    )
 
 
 def _declare_single(made: Operations, resource: Resource) -> None:

@@ -22,6 +22,7 @@ from pydantic_core import PydanticCustomError
 import schemas
 from core import filters
 from core.errors import FieldProblem
+from core.texts.shortened import shortened
 from core.texts.suggestions import Unknown
 from repository.generic.lists import ListRequest
 from routes.http.operation import Call
@@ -216,6 +217,40 @@ class GenerateQuery(Parameters):
         default=None, description="How many rows to store per transaction; 1,000 when omitted, fewer at a low rate"
     )
 
+    @property
+    def parts(self) -> Sequence[str]:
+        """The resources whose rows are generated with each row, if `generate_query` has derived this query."""
+        text: str | None = getattr(self, "with", None)
+        return text.split(",") if text is not None else ()
+
+
+def generate_query(singular: str, names: Sequence[str]) -> type[GenerateQuery]:
+    """Return the query model for generating entities, each with rows of the resources `names` if the client likes."""
+    expected = f"Expected one or more of {', '.join(names)}, separated by commas"
+
+    def check(text: str) -> str:
+        for name in text.split(","):
+            if name not in names:
+                nearest = Unknown(name, names).nearest()
+                hint = f'; did you mean "{nearest}"?' if nearest is not None else ""
+                raise PydanticCustomError("unknown_name", f'{expected}; got "{shortened(name)}"{hint}')
+        return text
+
+    described = Field(
+        default=None,
+        description=f"What to generate with each {singular}: one or more of {', '.join(names)}, separated by commas",
+        json_schema_extra={"pattern": _pattern(names)},
+    )
+    choice: Any = Annotated[str, AfterValidator(check)] | None
+    members: dict[str, Any] = {"with": (choice, described)}  # a keyword of Python
+    return create_model(f"Generate{singular.title()}Query", __base__=GenerateQuery, **members)
+
+
+def _pattern(names: Sequence[str]) -> str:
+    """Return the regular expression of a list of these names."""
+    one = f"(?:{'|'.join(names)})"
+    return f"^{one}(?:,{one})*$"
+
 
 class IncludeQuery(Parameters):
     """The base class of queries that add related rows to an entity. `include_query` derives one for each resource."""
@@ -236,11 +271,10 @@ def include_query(singular: str, names: Sequence[str]) -> type[IncludeQuery]:
             raise ValueError(expected)
         return text
 
-    one = f"(?:{'|'.join(names)})"
     described = Field(
         default=None,
         description=f"Adds rows that refer to the {singular}: {expected}",
-        json_schema_extra={"pattern": f"^{one}(?:,{one})*$"},
+        json_schema_extra={"pattern": _pattern(names)},
     )
     choice: Any = Annotated[str, AfterValidator(check)] | None
     return create_model(f"{singular.title()}IncludeQuery", __base__=IncludeQuery, include=(choice, described))

@@ -33,8 +33,15 @@ BAD_TOKENS = frozenset({"disabled", "expired", "refresh"})
 NO_LINK = "x" * 43
 NEEDS_MAIL = frozenset({"POST /auth/activate", "POST /auth/password/reset"})
 CREATES_OWN = frozenset({"POST /movies/{id}/ratings", "POST /watchlist"})  # what is created belongs to the caller
-# The account is already active, and the imports are dry runs.
-CHANGES_NOTHING = frozenset({"POST /admin/users/{id}/activate", "POST /genres/import", "POST /actors/import"})
+# The account is already active, the imports are dry runs, and a job is audited when it stores rows.
+CHANGES_NOTHING = frozenset(
+    {
+        "POST /admin/users/{id}/activate",
+        "POST /genres/import",
+        "POST /actors/import",
+        "POST /actors/generate/{number}",
+    }
+)
 DOCUMENT: Mapping[str, Any] = orjson.loads(table.document())["paths"]
 PICTURE: Mapping[str, Any] = {"content": photo(32, 32), "headers": {"Content-Type": "image/jpeg"}}
 # Objects that belong to no user; for those with codes, their path and the code that the tests use.
@@ -150,6 +157,7 @@ ASKS: Mapping[str, Ask] = {
     **asks_of_files("actors", "actor"),
     **asks_of_codes("countries", "country"),
     **asks_of_codes("languages", "language"),
+    "POST /actors/generate/{number}": Ask("/actors/generate/1"),
     "GET /genres/{id}/movies": Ask("/genres/{genre}/movies"),
     "GET /actors/{id}/movies": Ask("/actors/{actor}/movies"),
     "GET /countries/{id}/movies": Ask("/countries/{country}/movies"),
@@ -179,6 +187,7 @@ ASKS: Mapping[str, Ask] = {
     "GET /movies/{id}/ratings/mine": Ask("/movies/{rated}/ratings/mine"),
     "DELETE /movies/{id}/ratings/mine": Ask("/movies/{rated}/ratings/mine"),
     "GET /ratings": Ask("/ratings"),
+    "POST /ratings/generate/{number}": Ask("/ratings/generate/1"),
     "GET /ratings/{id}": Ask("/ratings/{rating}"),
     "PUT /ratings/{id}": Ask("/ratings/{rating}", {"score": 8}),
     "PATCH /ratings/{id}": Ask("/ratings/{rating}", {"score": 9}),

@@ -437,7 +437,8 @@ async def test_a_rate_that_takes_more_than_a_day_is_refused(service: Service) ->
 async def test_a_user_has_a_quota_of_rows(new_service: Callable[..., Service]) -> None:
     service = new_service(RATE_LIMITS="on", GENERATED_ROWS_PER_DAY="1000").start()
     async with service.person() as alice, service.person() as bob:
-        assert_problem(await alice.http.post("/movies/generate/1001"), 422, ["path", "number"])
+        for path in ("/movies/generate/1001", "/movies/generate/200?with=characters,comments"):
+            assert_problem(await alice.http.post(path), 422, ["path", "number"])
         cancelled = await alice.generate("movies", 1_000, "?rate=1&batch_size=1000")
         refused = await alice.http.post("/characters/generate/1")
         assert refused.status_code == 429

@@ -138,7 +138,9 @@ def call(write: Write, known: Known) -> Call | None:
         case "generate" if write.resource in ("movies", "characters"):
             number, batch = 20 + write.seed % 180, chance.choice((7, 30, 100, 1_000))
             rate = chance.choice(("", f"&rate={number * 4}"))
-            return Call("POST", f"{path}/generate/{number}?seed={write.seed}&batch_size={batch}{rate}")
+            with_ = chance.choice(("", "", "&with=characters,ratings", "&with=ratings,characters,comments"))
+            parts = with_ if write.resource == "movies" else ""
+            return Call("POST", f"{path}/generate/{number}?seed={write.seed}&batch_size={batch}{rate}{parts}")
         case "rate" | "unrate" | "keep" | "rekeep" if known.owners["movies"]:
             return _community_call(write, known, chance)
         case "cancel" if known.jobs:

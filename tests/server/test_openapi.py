@@ -266,8 +266,9 @@ def thinned(document: dict[str, Any]) -> dict[str, Any]:
                 if kind in seen:
                     continue
                 seen.add(kind)
-            # The lowest valid rate depends on another parameter, the number of rows. `test_jobs.py` tests rates.
-            if parameter["name"] != "rate":
+            # The lowest valid rate depends on another parameter, the number of rows, which `with` multiplies.
+            # `test_jobs.py` and `test_generated_parts.py` test them.
+            if parameter["name"] not in ("rate", "with"):
                 kept.append(parameter)
         if kept:
             operation["parameters"] = kept
