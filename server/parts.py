@@ -106,7 +106,7 @@ class Parts:
         # The parts that carry a committed event to the clients.
         self.bus = Bus(settings.broadcast_url, keys)
         self.feed = Feed(self.database, has_shared_bus=self.bus.is_shared, is_bus_deaf=self.bus.is_deaf)
-        self.hub = Hub(self.feed.newest_after)
+        self.hub = Hub(self.feed)
         self.snapshots = Snapshots(self.database, self.feed)
         self.progress = Progress(self.database, self.hub)
         self.presence = Presence(self.database, self.bus.nudge)
@@ -184,6 +184,7 @@ class Parts:
             for task in (
                 self.bus.run(lambda: self.feed.head),
                 self.feed.run(),
+                self.hub.run(),
                 self.progress.run(),
                 self.presence.run(),
                 self.runner.run(),

@@ -1,20 +1,134 @@
-"""The frames of a run of events for one spec. Pure.
+"""The frames of a run of events for one spec.
 
 `texts` serves subscriptions without a filter. `coalesce` serves subscriptions that want the latest state at an
 interval: it keeps the net effect on each row, so that a row that was added and deleted within the run is not sent.
+`Built` builds what the hub writes, once for all groups that receive the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from core.filters import Row
-from realtime.fanout.changes import BY_FILTER, FilteredChange
+from core import metrics
+from core.filters import Filter, Row
+from realtime.fanout.changes import BY_FILTER, FilteredChange, change_texts, is_whole, matcher_for
 from realtime.fanout.spec import Spec
 from realtime.wire import data, frames
+from realtime.wire.frames import Frames, Rendering
 from repository.engine.events import Event
 from repository.engine.transaction import MAX_EVENT_BYTES, MAX_EVENT_ITEMS
+
+MAX_SHARED_BYTES = 8 * 1024 * 1024
+
+V = TypeVar("V")
+
+
+class Shared(Generic[V]):
+    """Values that were built for one subscription and serve others, too. Beyond MAX_SHARED_BYTES, all are dropped."""
+
+    def __init__(self) -> None:
+        self._values: dict[Hashable, V] = {}
+        self._size = 0
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._values
+
+    def __getitem__(self, key: Hashable) -> V:
+        return self._values[key]
+
+    def add(self, key: Hashable, value: V, size: int) -> V:
+        if self._size + size > MAX_SHARED_BYTES:
+            self._values.clear()
+            self._size = 0
+        self._values[key] = value
+        self._size += size
+        return value
+
+
+class Part(NamedTuple):
+    """The changes of an event that pass a filter. `total` is the number of all its changes."""
+
+    event: Event
+    wanted: Filter
+    changes: Sequence[FilteredChange]
+    total: int
+
+
+class Ephemeral(NamedTuple):
+    """An unnumbered frame about a row, which is sent after the event `position`."""
+
+    position: int
+    topic: str
+    row: Mapping[str, Any]
+    build: Callable[[Rendering], bytes]
+
+    def is_for(self, spec: Spec) -> bool:
+        return self.topic in spec.topics and matcher_for(dict(spec.filters).get(self.topic))(self.row)
+
+
+@dataclass(slots=True)
+class Counted:
+    """Counts frames for the metrics, which are updated once for all of a batch."""
+
+    frames: int = 0
+    deliveries: int = 0
+    bytes: int = 0
+
+    def add(self, written: Frames, sockets: int) -> None:
+        self.frames += len(written.texts)
+        self.deliveries += len(written.texts) * sockets
+        self.bytes += written.size * sockets
+
+    def report(self) -> None:
+        metrics.HUB_FRAMES.inc(self.frames)
+        metrics.HUB_DELIVERIES.inc(self.deliveries)
+        metrics.HUB_BYTES.inc(self.bytes)
+        self.frames = self.deliveries = self.bytes = 0
+
+
+class Built:
+    """The frames of one batch of events, which are built when the first group needs them."""
+
+    def __init__(self) -> None:
+        self._frames: Shared[Frames] = Shared()
+        self._texts: Shared[Sequence[bytes]] = Shared()
+
+    def frames_of(self, rendering: Rendering, events: Sequence[Event]) -> Frames:
+        """Return the frames of whole events."""
+        # Groups with different audiences mostly receive the same events.
+        key = (rendering, tuple(event.seq for event in events))
+        if key in self._frames:
+            return self._frames[key]
+        return self._add(key, [frames.event_text(event, rendering) for event in events])
+
+    def frames_of_parts(self, rendering: Rendering, parts: Sequence[Part]) -> Frames:
+        """Return the frames of those changes of events that pass a filter."""
+        # Most filters that an event affects let the whole event pass, so different filters share the frames.
+        places = [(each.event.seq, None if _is_whole(each) else each.wanted) for each in parts]
+        key = (rendering, tuple(places))
+        if key in self._frames:
+            return self._frames[key]
+        found = [
+            text for part, place in zip(parts, places, strict=True) for text in self._texts_of(rendering, part, place)
+        ]
+        return self._add(key, [frames.named(text, rendering.subscription) for text in found])
+
+    def _texts_of(self, rendering: Rendering, part: Part, place: Hashable) -> Sequence[bytes]:
+        key = (rendering.bulk, place)
+        if key in self._texts:
+            return self._texts[key]
+        texts = change_texts(part.event, rendering.bulk, part.changes, part.total)
+        return self._texts.add(key, texts, sum(map(len, texts)))
+
+    def _add(self, key: Hashable, texts: Sequence[bytes]) -> Frames:
+        built = Frames(texts)
+        return self._frames.add(key, built, built.size)
+
+
+def _is_whole(part: Part) -> bool:
+    return is_whole(part.event, part.changes, part.total)
 
 
 def texts(spec: Spec, events: Sequence[Event]) -> list[bytes]:

@@ -3,8 +3,9 @@
 Rules:
 - One subscription is evaluated at a time, in order of request, and after SLICE_SECONDS of work the event loop runs
   everything else. Filters, however many and large, therefore delay only their own subscriptions.
+- In one turn of the event loop, only MAX_PAGES_PER_TURN subscriptions begin to read a page, however many fall behind.
 - When equal subscriptions are behind together, for example after a group has left the hub, each event is decoded and
-  filtered only once for all of them, because the resulting frames are kept for a while.
+  filtered only once for all of them, because the rows and the resulting frames are kept for a while.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from realtime.fanout.changes import (
     is_whole,
     matcher_for,
 )
+from realtime.fanout.slices import PerTurn
 from realtime.fanout.spec import Spec
 from realtime.wire import frames
 from realtime.wire.frames import Rendering
@@ -32,6 +34,8 @@ from repository.engine.events import Event
 
 SLICE_SECONDS = 0.002  # Evaluation may take up to SLICE_SECONDS of each turn of the event loop.
 SLICE_TESTS = 1_000  # The clock is read after about SLICE_TESTS condition tests.
+MAX_PAGES_PER_TURN = 16  # Reading, building and writing a page of `feed.PAGE_BYTES` takes up to 0.5 ms.
+MAX_DECODED_BYTES = 1024 * 1024  # Decoded, events take up to ten times as much. A page has half of it.
 MAX_KEPT_TEXT_BYTES = 4 * 1024 * 1024
 MAX_KEPT_TEXTS = 256
 
@@ -42,10 +46,12 @@ class Evaluation:
     """Evaluates the filters of all subscriptions that are behind. One per process."""
 
     def __init__(self) -> None:
+        self.pages = PerTurn(MAX_PAGES_PER_TURN)
         self._turn = asyncio.Lock()
         self._resumed_at = 0.0
         self._worked_seconds = 0.0  # the time spent on evaluation in the current turn of the event loop
-        self._decoded: tuple[Event, list[Change]] | None = None
+        self._decoded: dict[tuple[str, int], list[Change]] = {}  # by the epochs and numbers of the events
+        self._decoded_bytes = 0
         self._kept: OrderedDict[_Key, Sequence[bytes]] = OrderedDict()
         self._kept_bytes = 0
 
@@ -100,6 +106,7 @@ class Evaluation:
 
     async def _filtered(self, event: Event, wanted: Filter | None) -> list[FilteredChange]:
         changes, matches = self._changes_of(event), matcher_for(wanted)
+        await self._pause()
         rows = max(1, SLICE_TESTS // max(1, wanted.size if wanted is not None else 1))
         if wanted is not None and wanted.splits:
             rows = 1  # splitting the long texts of one row into words may take a millisecond
@@ -110,9 +117,16 @@ class Evaluation:
         return found
 
     def _changes_of(self, event: Event) -> list[Change]:
-        if self._decoded is None or self._decoded[0] is not event:
-            self._decoded = event, changes_of(event)
-        return self._decoded[1]
+        key = (event.epoch, event.seq)
+        changes = self._decoded.get(key)
+        if changes is None:
+            changes = changes_of(event)
+            if self._decoded_bytes + event.size > MAX_DECODED_BYTES:
+                self._decoded.clear()
+                self._decoded_bytes = 0
+            self._decoded[key] = changes
+            self._decoded_bytes += event.size
+        return changes
 
     def _keep(self, key: _Key, texts: Sequence[bytes]) -> None:
         self._kept[key] = texts

@@ -1,10 +1,16 @@
 """The hub writes each event to every live subscription, and builds frames once per group of equal specs.
 
 Invariants:
-- The hub has written every event up to `position`, and none beyond it, to each live subscription. Subscriptions join
-  and leave at that boundary only, after a flush.
-- The hub never awaits a client: it writes, checks how much is unsent, and detaches a subscription whose socket is full.
-- Events that arrive in one turn of the event loop are sent in one write, or immediately when they reach FLUSH_BYTES.
+- The hub delivers the events in batches, one after another. The batch that is being delivered ends at `position`. Every
+  live subscription has received all events up to `position`, except the groups in `_waiting` and the subscriptions in
+  `_unwritten`: these have received all events up to `_before`. No live subscription has received any later event.
+- Delivery takes many turns of the event loop if there are many subscriptions (`realtime.fanout.slices`). Meanwhile, a
+  subscription may leave: its position is that of the last event that was written to it. A subscription that joins is
+  not live in the middle of a batch: it waits until the hub has reached its position.
+- The hub keeps no events. Each batch holds what the ring has after `position`, up to FLUSH_BYTES: events that arrive in
+  one turn of the event loop, or while others are being delivered, are sent in one write. If the ring no longer has the
+  next event, the hub reads it from the log, once for all subscriptions.
+- The hub never awaits a client: it checks how much is unsent, and detaches a subscription whose socket is full.
 - A filter is evaluated once per event, however many subscriptions share the filter, and only on events that can match.
 - In one turn of the event loop, filters cost at most MAX_TESTS_PER_TURN. A group whose filter would exceed that budget
   falls behind, like a full socket: its filter is evaluated in slices, and the group becomes live again at the head.
@@ -13,162 +19,237 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Generator, Hashable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import structlog
 
 from core import metrics
-from core.filters import Filter
-from realtime.fanout import encode
-from realtime.fanout.changes import change_texts, changes_of, matcher_for
+from core.errors import Unavailable
+from realtime.fanout.changes import changes_of
 from realtime.fanout.costs import MAX_TESTS_PER_TURN, Budget
-from realtime.fanout.matching import FilterIndex
+from realtime.fanout.encode import Built, Counted, Ephemeral, Part
+from realtime.fanout.groups import Groups
 from realtime.fanout.pulse import Pulse
+from realtime.fanout.slices import Slices
 from realtime.fanout.spec import Spec
-from realtime.fanout.subscription import MAX_UNSENT_BYTES, Subscription
+from realtime.fanout.subscription import Subscription
+from realtime.feed.feed import Feed, PositionTooOld
 from realtime.feed.positions import LOG_REPLACED
-from realtime.wire.frames import Frames, Rendering, named
+from realtime.wire.frames import Frames, Rendering
 from realtime.wire.writer import HIGH_WATER_BYTES
 from repository.engine.events import Event, Head
 
 FLUSH_BYTES = 256 * 1024
+BYTES_PER_STEP = 64 * 1024  # The clock is read after about BYTES_PER_STEP have been written, or WRITES_PER_STEP writes.
+WRITES_PER_STEP = 16
+RETRY_SECONDS = 0.1
 
 log = structlog.get_logger("hub")
 
 
 class Hub:
-    """One per process, used only from the event loop.
+    """One per process, used only from the event loop. `run` reads the log when the ring is too short."""
 
-    `read` takes a position and returns the next page of events from the ring, or None when the ring does not reach
-    back that far.
-    """
-
-    def __init__(self, read: Callable[[int], list[Event] | None]) -> None:
+    def __init__(self, feed: Feed) -> None:
         self.position = 0
-        self._read = read
-        self._plain: dict[Spec, set[Subscription]] = {}
-        self._filtered: dict[Spec, set[Subscription]] = {}
-        self._by_filter: dict[tuple[str, Filter], set[Spec]] = {}
-        self._indexes: dict[str, FilterIndex] = {}
+        self._feed = feed
+        self._head = 0  # the number of the newest published event
+        self._groups = Groups()
         self._pulses: dict[int, Pulse] = {}
-        self._pending: list[Event] = []
-        self._pending_bytes = 0
-        self._flush_due: asyncio.Handle | None = None
+        # The live subscriptions whose position the hub has yet to reach, in the order of their positions.
+        self._joining: OrderedDict[Subscription, None] = OrderedDict()
+        self._topics: Counter[str] = Counter()  # the number of live subscriptions with each topic
+        self._before = 0
+        self._waiting: set[Spec] = set()
+        self._unwritten: set[Subscription] = set()
+        self._ephemerals: dict[tuple[str, Hashable], Ephemeral] = {}
+        self._slices = Slices()
+        self._work: Generator[None, None, None] | None = None  # the delivery in progress
+        self._needs_log = asyncio.Event()  # set while the hub waits for `run` to read the log
         self._budget = Budget(MAX_TESTS_PER_TURN)  # The filter budget of the current turn of the event loop.
-        self._written: list[tuple[Frames, int]] = []  # What the current flush wrote, and to how many sockets.
+        self._counted = Counted()
+        self._failure: Exception | None = None  # why the delivery ended
 
     def __len__(self) -> int:
-        groups = (*self._plain.values(), *self._filtered.values())
-        return sum(map(len, groups)) + sum(len(pulse.members) for pulse in self._pulses.values())
+        """Return the number of live subscriptions."""
+        return len(self._groups) + len(self._joining) + sum(len(pulse.members) for pulse in self._pulses.values())
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every live subscription has received every published event."""
+        return self._work is None and self.position == self._head
 
     def start(self, position: int) -> None:
         """Begin after `position`. Must be called before any subscription joins."""
-        self.position = position
+        self.position = self._head = position
 
     # --- membership
 
     def join(self, subscription: Subscription) -> None:
         """Make the subscription live. Its position must be the feed's head."""
-        self.flush()
-        assert subscription.position == self.position, (subscription.position, self.position)
+        assert subscription.position >= self.position, (subscription.position, self.position)
         subscription.is_live = True
         spec = subscription.spec
+        self._topics.update(spec.topics)
         if spec.latest_every_ms is not None:
             # Idle pulses are removed here, because the hub does not notice when the last member falls behind.
             self._pulses = {interval: each for interval, each in self._pulses.items() if each.members}
             if spec.latest_every_ms not in self._pulses:
-                self._pulses[spec.latest_every_ms] = Pulse(spec.latest_every_ms, self._read, self._budget_of_turn)
+                read, interval = self._feed.newest_after, spec.latest_every_ms
+                self._pulses[interval] = Pulse(interval, read, self._budget_of_turn, self._slices, self._detached)
             self._pulses[spec.latest_every_ms].join(subscription)
+        elif self._work is None and subscription.position == self.position:
+            self._groups.add(subscription)
         else:
-            if spec not in self._groups_for(spec):
-                self._index_filters(spec)
-            self._groups_for(spec).setdefault(spec, set()).add(subscription)
+            self._joining[subscription] = None
+            self._continue()
 
     def leave(self, subscription: Subscription) -> None:
-        """Write the pending events and release the subscription, whose position is then up to date."""
-        self.flush()
-        if subscription.is_live:
-            if subscription.spec.latest_every_ms is None:
-                subscription.position = self.position
-            self._release(subscription)
-
-    def _release(self, subscription: Subscription) -> None:
-        subscription.is_live = False
-        spec = subscription.spec
-        if spec.latest_every_ms is not None:
-            self._pulses[spec.latest_every_ms].leave(subscription)
+        """Release the subscription, and set its position to that of the last event that was written to it."""
+        if not subscription.is_live:
             return
-        groups = self._groups_for(spec)
-        group = groups[spec]
-        group.discard(subscription)
-        if not group:
-            del groups[spec]
-            self._unindex_filters(spec)
+        if subscription in self._joining:
+            del self._joining[subscription]
+        elif subscription.spec.latest_every_ms is not None:
+            self._pulses[subscription.spec.latest_every_ms].leave(subscription)
+        else:
+            subscription.position = self._position_of(subscription)
+            self._groups.discard(subscription)
+            self._unwritten.discard(subscription)
+        self._detached(subscription)
 
-    def _groups_for(self, spec: Spec) -> dict[Spec, set[Subscription]]:
-        return self._filtered if spec.filters else self._plain
+    def _position_of(self, subscription: Subscription) -> int:
+        is_due = subscription.spec in self._waiting or subscription in self._unwritten
+        return self._before if is_due else self.position
 
-    def _index_filters(self, spec: Spec) -> None:
-        for topic, wanted in spec.filters:
-            specs = self._by_filter.setdefault((topic, wanted), set())
-            if not specs:
-                self._indexes.setdefault(topic, FilterIndex()).add(wanted)
-            specs.add(spec)
+    def _detached(self, subscription: Subscription) -> None:
+        subscription.is_live = False
+        self._topics.subtract(subscription.spec.topics)
 
-    def _unindex_filters(self, spec: Spec) -> None:
-        for topic, wanted in spec.filters:
-            specs = self._by_filter[topic, wanted]
-            specs.discard(spec)
-            if not specs:
-                del self._by_filter[topic, wanted]
-                self._indexes[topic].discard(wanted)
-                if not self._indexes[topic]:
-                    del self._indexes[topic]
+    def _fall_behind(self, subscription: Subscription, position: int) -> None:
+        self._groups.discard(subscription)
+        self._detached(subscription)
+        subscription.fall_behind(position)
 
     # --- events
 
     def publish(self, events: Sequence[Event]) -> None:
-        """Accept the feed's next events. The next flush writes them."""
-        for event in events:
-            self._pending.append(event)
-            self._pending_bytes += len(event.payload)
-            if self._pending_bytes >= FLUSH_BYTES:
-                self.flush()
-        if self._pending and self._flush_due is None:
-            self._flush_due = asyncio.get_running_loop().call_soon(self.flush)
+        """Accept the feed's next events, which the ring holds already. Their delivery begins in the next turn."""
+        self._head = events[-1].seq
+        self._continue()
 
-    def flush(self) -> None:
-        """Write the pending events to the live subscriptions that requested them."""
-        if self._flush_due is not None:
-            self._flush_due.cancel()
-            self._flush_due = None
-        if not self._pending:
-            return
-        events, self._pending, self._pending_bytes = self._pending, [], 0
-        before, self.position = self.position, events[-1].seq
-        self._flush_plain(events, before)
-        if self._filtered:
-            self._flush_filtered(events, before)
-        self._count()
+    def _continue(self) -> None:
+        if self._work is None and not self._needs_log.is_set():
+            self._begin(self._deliver_all())
 
-    def _flush_plain(self, events: Sequence[Event], before: int) -> None:
-        built: dict[object, Frames] = {}
-        for spec, group in list(self._plain.items()):
-            admitted = [event for event in events if spec.admits(event)]
-            if not admitted:
+    def _begin(self, work: Iterator[None]) -> None:
+        self._work = self._guarded(work)
+        self._slices.add(self._work)
+
+    def _guarded(self, work: Iterator[None]) -> Generator[None, None, None]:
+        try:
+            yield from work
+            self._work = None
+        except Exception as error:  # noqa: BLE001 (`run` raises the error)
+            self._failure = error
+            self._needs_log.set()
+
+    def _deliver_all(self) -> Iterator[None]:
+        """Deliver the published events that the ring holds."""
+        while True:
+            yield from self._send_ephemerals()
+            yield from self._admit()
+            if self.position < self._head:
+                page = self._feed.newest_after(self.position)
+                if page is None:
+                    self._needs_log.set()
+                    return
+                yield from self._deliver(page)
+            elif not self._ephemerals:
+                return
+
+    async def run(self) -> None:
+        """Read from the log what the ring no longer holds, until cancelled. Raise the error if the delivery failed."""
+        while True:
+            await self._needs_log.wait()
+            if self._failure is not None:
+                raise self._failure
+            generation = self._feed.generation
+            try:
+                page = await self._feed.read_after(self.position)
+            except Unavailable:
+                await asyncio.sleep(RETRY_SECONDS)
                 continue
-            # Groups with different audiences mostly receive the same events, so the bytes are built only once.
-            key = (spec.rendering, tuple(event.seq for event in admitted))
-            frames = built.get(key)
-            if frames is None:
+            except PositionTooOld:
+                page = []
+            if generation == self._feed.generation:
+                self._needs_log.clear()
+                self._begin(self._continue_with(page))
+
+    def _continue_with(self, page: Sequence[Event]) -> Iterator[None]:
+        """Deliver a page of the log. If it is empty, the log no longer has the next event: each subscription finds this
+        out in its own task.
+        """
+        if page:
+            yield from self._deliver(page)
+        else:
+            yield from self._detach(self._groups.specs())
+            self.position = next(iter(self._joining)).position if self._joining else self._head
+        yield from self._deliver_all()
+
+    def _admit(self) -> Iterator[None]:
+        """Add the subscriptions whose position the hub has reached. When this ends, there are none."""
+        while self._joining:
+            subscription = next(iter(self._joining))
+            if subscription.position > self.position:
+                return
+            del self._joining[subscription]
+            self._groups.add(subscription)
+            yield
+
+    def _deliver(self, page: Sequence[Event]) -> Iterator[None]:
+        """Write the next batch, which is the beginning of a page, to the live subscriptions that requested it."""
+        events = self._batch(page)
+        self._before, self.position = self.position, events[-1].seq
+        self._waiting.update(self._groups.specs())
+        try:
+            yield from self._deliver_plain(events)
+            if self._groups.filtered:
+                yield from self._deliver_filtered(events)
+        except Exception as error:
+            log.error("events not delivered", exc_info=error)
+            yield from self._detach(self._waiting)
+            for subscription in list(self._unwritten):
+                self._fall_behind(subscription, self._before)
+        finally:
+            self._waiting.clear()
+            self._unwritten.clear()
+            self._counted.report()
+
+    def _batch(self, page: Sequence[Event]) -> Sequence[Event]:
+        until = next(iter(self._joining)).position if self._joining else self._head
+        size = 0
+        for number, event in enumerate(page, 1):
+            size += len(event.payload)
+            if event.seq == until or size >= FLUSH_BYTES:
+                return page[:number]
+        return page
+
+    def _deliver_plain(self, events: Sequence[Event]) -> Iterator[None]:
+        built = Built()
+        for spec in list(self._groups.plain):
+            if admitted := [event for event in events if spec.admits(event)]:
                 try:
-                    frames = built[key] = Frames(encode.texts(spec, admitted))
+                    frames = built.frames_of(spec.rendering, admitted)
                 except Exception as error:
                     log.error("event not encoded", exc_info=error)
-                    self._detach([spec], before)
-                    continue
-            self._write(group, frames, before)
+                    yield from self._detach([spec])
+                else:
+                    yield from self._write(spec, frames)
+            self._waiting.discard(spec)
+            yield
 
     def _budget_of_turn(self) -> Budget:
         """Return the filter budget of the current turn of the event loop."""
@@ -179,116 +260,135 @@ class Hub:
     def _renew_budget(self) -> None:
         self._budget = Budget(MAX_TESTS_PER_TURN)
 
-    def _flush_filtered(self, events: Sequence[Event], before: int) -> None:
-        texts: dict[Spec, list[bytes]] = {}
-        budget = self._budget_of_turn()
+    def _deliver_filtered(self, events: Sequence[Event]) -> Iterator[None]:
+        found: dict[Spec, list[Part]] = {}
         for event in events:
-            index = self._indexes.get(event.topic)
-            if index is None:
-                continue
+            if self._groups.has_filters(event.topic):
+                try:
+                    yield from self._filter(event, found)
+                except Exception as error:
+                    log.error("event not filtered", exc_info=error)
+                    failed = [spec for spec in self._groups.filtered if event.topic in spec.topics]
+                    yield from self._detach(failed, found)
+        self._waiting.intersection_update(found)
+        built = Built()
+        for spec, parts in found.items():
             try:
-                changes = changes_of(event)
-                size = len(event.payload) + len(event.before or b"")
-                costly: list[Spec] = []
-                for wanted, filtered in index.affected_filters(changes, size, budget):
-                    if filtered is None:
-                        costly += self._by_filter[event.topic, wanted]
+                frames = built.frames_of_parts(spec.rendering, parts)
+            except Exception as error:
+                log.error("event not encoded", exc_info=error)
+                yield from self._detach([spec])
+            else:
+                yield from self._write(spec, frames)
+            yield
+
+    def _filter(self, event: Event, found: MutableMapping[Spec, list[Part]]) -> Iterator[None]:
+        """Add, for each spec whose filter an event affects, what the event means for the filter."""
+        changes = changes_of(event)
+        yield
+        budget = self._budget_of_turn()
+        for wanted, filtered, specs in self._groups.affected_filters(event, changes, budget):
+            if filtered is None:
+                metrics.COSTLY_FILTERS.inc(len(specs))
+                yield from self._detach(specs, found)
+            else:
+                part = Part(event, wanted, filtered, len(changes))
+                for spec in specs:
+                    if event.audience in spec.audiences:
+                        found.setdefault(spec, []).append(part)
+            yield
+
+    def _detach(self, specs: Collection[Spec], found: MutableMapping[Spec, list[Part]] | None = None) -> Iterator[None]:
+        """Detach these groups, and forget what was `found` for them. Each subscription continues in its own task, which
+        evaluates a costly filter in slices. The task closes the socket if an event cannot be encoded, so that no client
+        misses an event without noticing.
+        """
+        for spec in list(specs):
+            if found is not None:
+                found.pop(spec, None)
+            for subscription in self._groups.members(spec):
+                if subscription in self._groups:  # it may have left
+                    self._fall_behind(subscription, self._position_of(subscription))
+                yield
+
+    def _write(self, spec: Spec, frames: Frames) -> Iterator[None]:
+        """Write to every member of a group. A member whose socket is full, or fails, falls behind."""
+        unwritten = self._unwritten = self._groups.members(spec)
+        self._waiting.discard(spec)
+        self._counted.add(frames, len(unwritten))
+        step = max(1, min(WRITES_PER_STEP, BYTES_PER_STEP // max(1, frames.size)))
+        while unwritten:
+            for _ in range(min(step, len(unwritten))):
+                subscription = unwritten.pop()
+                writer = subscription.writer
+                try:
+                    size = writer.buffered()
+                    if size > HIGH_WATER_BYTES and subscription.is_full(size):
+                        self._fall_behind(subscription, self._before)
                         continue
-                    built: dict[str, Sequence[bytes]] = {}
-                    for spec in self._by_filter[event.topic, wanted]:
-                        if event.audience not in spec.audiences:
-                            continue
-                        bulk, name = spec.rendering.bulk, spec.rendering.subscription
-                        if bulk not in built:
-                            built[bulk] = change_texts(event, bulk, filtered, len(changes))
-                        texts.setdefault(spec, []).extend(named(text, name) for text in built[bulk])
-                if costly:
-                    metrics.COSTLY_FILTERS.inc(len(costly))
-                    self._detach(costly, before)
-                    for spec in costly:
-                        texts.pop(spec, None)
-            except Exception as error:
-                log.error("event not filtered", exc_info=error)
-                failed = [spec for spec in self._filtered if event.topic in spec.topics]
-                self._detach(failed, before)
-                for spec in failed:
-                    texts.pop(spec, None)
-        shared: dict[tuple[bytes, ...], Frames] = {}
-        for spec, found in texts.items():
-            if (group := self._filtered.get(spec)) is not None:
-                # Most filters that an event affects let the whole event pass, so its bytes are joined only once.
-                key = tuple(found)
-                frames = shared.get(key)
-                if frames is None:
-                    frames = shared[key] = Frames(key)
-                self._write(group, frames, before)
-
-    def _count(self) -> None:
-        written, self._written = self._written, []
-        metrics.HUB_FRAMES.inc(sum(len(frames.texts) for frames, _ in written))
-        metrics.HUB_DELIVERIES.inc(sum(len(frames.texts) * sockets for frames, sockets in written))
-        metrics.HUB_BYTES.inc(sum(frames.size * sockets for frames, sockets in written))
-
-    def _detach(self, specs: Sequence[Spec], before: int) -> None:
-        """Detach these groups at the position `before`. Each subscription continues in its own task, which evaluates a
-        costly filter in slices. The task closes the socket if an event cannot be encoded, so that no client misses an
-        event without noticing.
-        """
-        for spec in specs:
-            for subscription in list(self._groups_for(spec).get(spec, ())):
-                self._release(subscription)
-                subscription.fall_behind(before)
-
-    def _write(self, group: set[Subscription], frames: Frames, before: int) -> None:
-        """Write to every member. A member whose write fails is detached at the position `before`; a member whose buffer
-        or room is full is detached at the position after this flush.
-        """
-        behind: list[tuple[Subscription, int]] = []
-        self._written.append((frames, len(group)))
-        for subscription in group:
-            try:
-                subscription.writer.write(frames)
-                size = subscription.writer.buffered()
-                if size > MAX_UNSENT_BYTES or (size > HIGH_WATER_BYTES and subscription.room.is_full()):
-                    behind.append((subscription, self.position))
-            except Exception as error:
-                log.error("socket write failed", exc_info=error)
-                behind.append((subscription, before))
-        for subscription, position in behind:
-            if subscription.is_live:
-                self._release(subscription)
-                subscription.fall_behind(position)
+                    writer.write(frames)
+                    if size + frames.size > HIGH_WATER_BYTES and subscription.is_full(writer.buffered()):
+                        self._fall_behind(subscription, self.position)
+                except Exception as error:
+                    log.error("socket write failed", exc_info=error)
+                    self._fall_behind(subscription, self._before)
+            yield
 
     # --- ephemeral frames
 
-    def _members(self) -> list[tuple[Spec, list[Subscription]]]:
-        groups = [(spec, list(group)) for spec, group in (*self._plain.items(), *self._filtered.items())]
-        for pulse in self._pulses.values():
-            by_spec: dict[Spec, list[Subscription]] = {}
-            for member in pulse.members:
-                by_spec.setdefault(member.spec, []).append(member)
-            groups += by_spec.items()
-        return groups
-
     def has_subscribers(self, topic: str) -> bool:
         """Return whether any live subscription includes the topic."""
-        specs = (*self._plain, *self._filtered, *(each.spec for one in self._pulses.values() for each in one.members))
-        return any(topic in spec.topics for spec in specs)
+        return self._topics[topic] > 0
 
     def send_ephemeral(self, topic: str, row: Mapping[str, Any], build: Callable[[Rendering], bytes]) -> None:
-        """Write an unnumbered frame to the live subscriptions that match `row`, except those whose socket is full."""
-        self.flush()
-        for spec, group in self._members():
-            if topic in spec.topics and matcher_for(dict(spec.filters).get(topic))(row):
-                text = Frames([build(spec.rendering)])
-                for subscription in group:
-                    if subscription.writer.buffered() <= HIGH_WATER_BYTES:
-                        subscription.writer.write(text)
+        """Write an unnumbered frame to the live subscriptions that match `row`, except those whose socket is full.
+
+        The frame follows the published events. It replaces an earlier frame about the row that has not been sent yet.
+        """
+        self._ephemerals.pop((topic, row["id"]), None)
+        self._ephemerals[topic, row["id"]] = Ephemeral(self._head, topic, row, build)
+        self._continue()
+
+    def _send_ephemerals(self) -> Iterator[None]:
+        while self._ephemerals:
+            key, ephemeral = next(iter(self._ephemerals.items()))
+            if ephemeral.position > self.position:
+                return
+            del self._ephemerals[key]
+            latest = [each for pulse in self._pulses.values() for each in pulse.members]
+            try:
+                for spec in self._groups.specs():
+                    yield from self._send_ephemeral(ephemeral, spec, self._groups.members(spec))
+                for each in latest:
+                    yield from self._send_ephemeral(ephemeral, each.spec, {each})
+            except Exception as error:
+                log.error("ephemeral frame not sent", exc_info=error)
+
+    def _send_ephemeral(self, ephemeral: Ephemeral, spec: Spec, members: Collection[Subscription]) -> Iterator[None]:
+        yield
+        if ephemeral.is_for(spec):
+            text = Frames([ephemeral.build(spec.rendering)])
+            for subscription in members:
+                if subscription.is_live and subscription.writer.buffered() <= HIGH_WATER_BYTES:
+                    subscription.writer.write(text)
+                yield
+
+    # --- another log
 
     def on_reset(self, head: Head) -> None:
         """Restart every live subscription at the head of the log that replaced the previous one."""
-        self.flush()
-        self.position = head.seq
-        for _, group in self._members():
-            for subscription in group:
-                subscription.restart(LOG_REPLACED)
+        if self._work is not None:
+            self._work.close()
+            self._work = None
+        self._needs_log.clear()
+        self._ephemerals.clear()
+        self.position = self._head = head.seq
+        for subscription in self._joining:
+            self._groups.add(subscription)
+        self._joining.clear()
+        members = [each for spec in self._groups.specs() for each in self._groups.members(spec)]
+        for pulse in self._pulses.values():
+            pulse.on_reset()
+            members += pulse.members
+        for subscription in members:
+            subscription.restart(LOG_REPLACED)

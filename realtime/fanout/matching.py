@@ -7,11 +7,11 @@ expensive.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.filters import Condition, FieldType, Filter, Matcher, Op, Row, matcher_of
+from core.filters import Condition, FieldType, Filter, Matcher, Op, matcher_of
 from realtime.fanout.changes import Change, FilteredChange, filter_changes
 from realtime.fanout.costs import NO_LOAD, Budget, Load, load_of
 from resources.registry import RESOURCES
@@ -87,11 +87,23 @@ class FilterIndex:
     def __bool__(self) -> bool:
         return bool(self._entries)
 
-    def _indexed_for(self, row: Row) -> Iterator[_Entry]:
+    def _indexed(self, changes: Sequence[Change]) -> dict[_Entry, list[list[Change]]]:
+        """Return the indexed filters that the changes can affect. Each list holds the changes with one of the values
+        that the filter requires, and is shared by all filters that require this value.
+        """
+        found: dict[_Entry, list[list[Change]]] = {}
         for column, values in self._by_value.items():
-            held = row.get(column)
-            for value in held if column in self._lists and held is not None else (held,):
-                yield from values.get(value, ())
+            by_value: dict[Any, list[Change]] = {}
+            is_list = column in self._lists
+            for change in changes:
+                held = [row.get(column) for row in change.rows]
+                for value in {value for each in held for value in (each or ())} if is_list else set(held):
+                    if value in values:
+                        by_value.setdefault(value, []).append(change)
+            for value, possible in by_value.items():
+                for entry in values[value]:
+                    found.setdefault(entry, []).append(possible)
+        return found
 
     def affected_filters(
         self, changes: Sequence[Change], size: int, budget: Budget
@@ -101,20 +113,27 @@ class FilterIndex:
         A filter that exceeds the budget is not evaluated and is yielded with None; the cheapest filters are evaluated
         first. `size` is the size of the encoded changes in bytes.
         """
-        found: dict[_Entry, list[Change]] = {}
-        if self._by_value:
-            for change in changes:
-                for entry in {entry for row in change.rows for entry in self._indexed_for(row)}:
-                    found.setdefault(entry, []).append(change)
+        found = self._indexed(changes) if self._by_value else {}
         mean = size // max(1, len(changes))
-        costs = {entry: entry.load.cost(len(possible), mean * len(possible)) for entry, possible in found.items()}
-        candidates: dict[_Entry, Sequence[Change]] = {**dict.fromkeys(self._unindexed, changes), **found}
+        costs = {}
+        for entry, lists in found.items():
+            count = min(len(changes), sum(map(len, lists)))
+            costs[entry] = entry.load.cost(count, mean * count)
+        candidates: Iterable[_Entry] = (*self._unindexed, *found)
         fits = budget.take(self._unindexed_load.cost(len(changes), size) + sum(costs.values()))
         if not fits:
             costs |= {entry: entry.load.cost(len(changes), size) for entry in self._unindexed}
-            candidates = {entry: candidates[entry] for entry in sorted(candidates, key=costs.__getitem__)}
-        for entry, possible in candidates.items():
+            candidates = sorted(candidates, key=costs.__getitem__)
+        for entry in candidates:
             if not fits and not budget.take(costs[entry]):
                 yield entry.wanted, None
-            elif filtered := filter_changes(entry.matches, possible):
+            elif filtered := filter_changes(entry.matches, _union(changes, found.get(entry))):
                 yield entry.wanted, filtered
+
+
+def _union(changes: Sequence[Change], lists: Sequence[Sequence[Change]] | None) -> Sequence[Change]:
+    """Return the changes that are in one of the lists, in their original order; all of them if there are no lists."""
+    if lists is None or len(lists) == 1:
+        return lists[0] if lists else changes
+    wanted = {id(change) for each in lists for change in each}
+    return [change for change in changes if id(change) in wanted]

@@ -5,6 +5,7 @@ Rules:
   previous beat.
 - Only a position is kept per subscription: at each beat, the events are read again from the ring.
 - Every state that is sent comes from an event, so the state was committed.
+- A beat goes on in slices if there are many subscriptions. The next beat follows an interval after its end.
 - A subscription whose socket is still full at a beat leaves the pulse and catches up at its own pace, like any slow
   reader. So does a subscription whose filter exceeds the budget left in the current turn of the event loop.
 """
@@ -12,7 +13,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -20,7 +21,8 @@ import structlog
 from core import metrics
 from realtime.fanout.changes import Change, FilteredChange, changes_of, filter_changes, matcher_for
 from realtime.fanout.costs import Budget, cost_of_event
-from realtime.fanout.encode import coalesce
+from realtime.fanout.encode import Shared, coalesce
+from realtime.fanout.slices import Slices
 from realtime.fanout.spec import Spec
 from realtime.fanout.subscription import Subscription
 from realtime.wire import frames
@@ -43,17 +45,26 @@ class _Interval:
 
 class Pulse:
     """The subscriptions that share one interval. `read` takes a position and returns the next page of events from the
-    ring. `budget_of_turn` returns the filter budget of the current turn of the event loop.
+    ring. `budget_of_turn` returns the filter budget of the current turn of the event loop. `on_detach` is called with
+    each subscription that falls behind.
     """
 
     def __init__(
-        self, interval_ms: int, read: Callable[[int], list[Event] | None], budget_of_turn: Callable[[], Budget]
+        self,
+        interval_ms: int,
+        read: Callable[[int], list[Event] | None],
+        budget_of_turn: Callable[[], Budget],
+        slices: Slices,
+        on_detach: Callable[[Subscription], None],
     ) -> None:
         self.members: set[Subscription] = set()
         self._interval_seconds = interval_ms / 1000
         self._read = read
         self._budget_of_turn = budget_of_turn
+        self._slices = slices
+        self._on_detach = on_detach
         self._timer: asyncio.TimerHandle | None = None
+        self._work: Generator[None, None, None] | None = None  # the current beat
 
     def join(self, subscription: Subscription) -> None:
         self.members.add(subscription)
@@ -65,58 +76,86 @@ class Pulse:
             self._timer.cancel()
             self._timer = None
 
-    def _schedule(self) -> None:
-        if self._timer is None and self.members:
-            self._timer = asyncio.get_running_loop().call_later(self._interval_seconds, self._beat)
-
-    def _beat(self) -> None:
-        self._timer = None
-        try:
-            self._flush(list(self.members))
-        finally:
+    def on_reset(self) -> None:
+        """End the current beat, because its events belong to a log that was replaced."""
+        if self._work is not None:
+            self._work.close()
+            self._work = None
             self._schedule()
 
-    def _flush(self, members: Sequence[Subscription]) -> None:
-        decoded: dict[int, list[Change]] = {}
+    def _schedule(self) -> None:
+        if self._timer is None and self._work is None and self.members:
+            self._timer = asyncio.get_running_loop().call_later(self._interval_seconds, self._begin)
+
+    def _begin(self) -> None:
+        self._timer = None
+        self._work = self._beat(list(self.members))
+        self._slices.add(self._work)
+
+    def _beat(self, members: Sequence[Subscription]) -> Generator[None, None, None]:
+        try:
+            yield from self._flush(members)
+        except Exception as error:
+            log.error("beat failed", exc_info=error)
+        self._work = None
+        self._schedule()
+
+    def _flush(self, members: Sequence[Subscription]) -> Iterator[None]:
+        decoded: Shared[list[Change]] = Shared()
 
         def decode(event: Event) -> list[Change]:
             """Decode an event once for all specs."""
-            if event.seq not in decoded:
-                decoded[event.seq] = changes_of(event)
-            return decoded[event.seq]
+            return decoded[event.seq] if event.seq in decoded else decoded.add(event.seq, changes_of(event), event.size)
 
-        intervals: dict[tuple[Spec, int], _Interval | None] = {}
-        built: dict[tuple[Spec, int, str | None], Frames] = {}
+        intervals: Shared[_Interval | None] = Shared()
+        built: Shared[Frames] = Shared()
         for subscription in members:
-            # The name is left out, so that subscriptions that differ only in their name share an interval.
-            spec = replace(subscription.spec, rendering=Rendering(subscription.spec.rendering.bulk))
-            start = subscription.position
-            try:
-                if (spec, start) not in intervals:
-                    intervals[spec, start] = self._interval_after(start, spec, decode)
+            if subscription in self.members:  # it may have left
+                self._write(subscription, decode, intervals, built)
+            yield
+
+    def _write(
+        self,
+        subscription: Subscription,
+        decode: Callable[[Event], list[Change]],
+        intervals: Shared[_Interval | None],
+        built: Shared[Frames],
+    ) -> None:
+        # The name is left out, so that subscriptions that differ only in their name share an interval.
+        spec = replace(subscription.spec, rendering=Rendering(subscription.spec.rendering.bulk))
+        start = subscription.position
+        try:
+            if (spec, start) in intervals:
                 interval = intervals[spec, start]
-                if interval is None or subscription.writer.buffered() > HIGH_WATER_BYTES:
-                    self._detach(subscription)
-                    continue
-                subscription.position = interval.position
-                if not interval.texts:
-                    continue
-                name = subscription.spec.rendering.subscription
-                if (spec, start, name) not in built:
-                    built[spec, start, name] = Frames([frames.named(text, name) for text in interval.texts])
-                found = built[spec, start, name]
-                subscription.writer.write(found)
-                metrics.HUB_DELIVERIES.inc(len(found.texts))
-                metrics.HUB_BYTES.inc(found.size)
-            except Exception as error:
-                # The other members continue. This member retries in its own task, which closes the socket on failure.
-                log.error("interval flush failed", exc_info=error)
-                subscription.position = start
+            else:
+                interval = self._interval_after(start, spec, decode)
+                intervals.add((spec, start), interval, sum(map(len, interval.texts)) if interval is not None else 0)
+            if interval is None or subscription.writer.buffered() > HIGH_WATER_BYTES:
                 self._detach(subscription)
+                return
+            subscription.position = interval.position
+            if not interval.texts:
+                return
+            name = subscription.spec.rendering.subscription
+            key = (spec, start, interval.position, name)
+            if key in built:
+                found = built[key]
+            else:
+                found = Frames([frames.named(text, name) for text in interval.texts])
+                built.add(key, found, found.size)
+            subscription.writer.write(found)
+            metrics.HUB_DELIVERIES.inc(len(found.texts))
+            metrics.HUB_BYTES.inc(found.size)
+        except Exception as error:
+            # The other members continue. This member retries in its own task, which closes the socket on failure.
+            log.error("interval flush failed", exc_info=error)
+            subscription.position = start
+            self._detach(subscription)
 
     def _detach(self, subscription: Subscription) -> None:
         """Let the subscription catch up at its own pace."""
         self.members.discard(subscription)
+        self._on_detach(subscription)
         subscription.fall_behind(subscription.position)
 
     def _interval_after(self, start: int, spec: Spec, decode: Callable[[Event], list[Change]]) -> _Interval | None:

@@ -1,8 +1,7 @@
 """One subscription of one socket: its position in the log, and how it catches up with the head.
 
 Rules:
-- A subscription is live or catching up. The hub has written every event up to the hub's position to a live
-  subscription.
+- A subscription is live or catching up. The hub writes every event to a live subscription.
 - When a socket has more than MAX_UNSENT_BYTES of unsent frames, its subscriptions fall behind: they leave the hub,
   remember their position, and read from the ring or the log at the socket's own pace until they reach the head and
   become live again. The log is the buffer, so a slow reader costs no further memory and loses nothing. The same
@@ -33,7 +32,7 @@ from realtime.feed.positions import LOG_REPLACED, TOO_OLD
 from realtime.wire import frames
 from realtime.wire.frames import Frames
 from realtime.wire.room import PAUSE_SECONDS, Room
-from realtime.wire.writer import Writer
+from realtime.wire.writer import HIGH_WATER_BYTES, Writer
 from repository.engine.events import Head
 from repository.generic.snapshots import Beginning
 
@@ -58,16 +57,16 @@ class LiveSubscriptions(Protocol):
         """Make the subscription live. Its position must be the feed's head."""
 
     def leave(self, subscription: Subscription) -> None:
-        """Write the pending events and release the subscription, whose position is then up to date."""
+        """Release the subscription, and set its position to that of the last event that was written to it."""
 
 
 class Subscription:
     """One subscription of a socket. `spec` describes what the subscription receives.
 
-    `position` is the number of the last event handled. While the hub writes every event to the subscription, the hub's
-    position applies instead. The subscriptions of one socket share its `room`: while they catch up, one of them at a
-    time waits for room, and writes before it yields. With `snapshot_of`, the subscription begins with a snapshot of
-    these topics, in this order, and sends a new snapshot whenever its position is lost.
+    `position` is the number of the last event handled. While the subscription is live, the hub knows it instead.
+    The subscriptions of one socket share its `room`: while they catch up, one of them at a time waits for room, and
+    writes before it yields. With `snapshot_of`, the subscription begins with a snapshot of these topics, in this order,
+    and sends a new snapshot whenever its position is lost.
     """
 
     def __init__(
@@ -138,9 +137,12 @@ class Subscription:
         if was_live:
             self._live.leave(self)
         self.spec = spec
-        # Leaving the hub flushes pending events. If that fills the socket, the subscription is already catching up.
-        if was_live and self._task is None:
+        if was_live:
             self.start(self.position)
+
+    def is_full(self, unsent: int) -> bool:
+        """Return whether a live subscription with so many unsent bytes on its socket has to fall behind."""
+        return unsent > MAX_UNSENT_BYTES or (unsent > HIGH_WATER_BYTES and self.room.is_full())
 
     def fall_behind(self, position: int) -> None:
         """Continue from `position` at the socket's pace. The hub must have released the subscription."""
@@ -254,6 +256,7 @@ class Subscription:
         """
         async with self.room.page_turn:
             while True:
+                await self._snapshots.evaluation.pages.turn()
                 await self._wait_for_room()
                 if not self.room.is_full():
                     self._reserve(PAGE_BYTES)

@@ -12,7 +12,7 @@ import sys
 
 import main
 from core.settings import Settings
-from realtime.fanout import encode, hub, pulse, snapshot, subscription
+from realtime.fanout import encode, evaluation, hub, pulse, slices, snapshot, subscription
 from realtime.feed import feed, ring
 from repository.engine import transaction
 from repository.generic import relations
@@ -24,11 +24,13 @@ SMALL = (
     (snapshot, "MAX_PAGE_BYTES", 8 * KIB),
     (snapshot, "MAX_UNDO_ROWS", 150),
     (subscription, "MAX_UNSENT_BYTES", 24 * KIB),
-    (hub, "MAX_UNSENT_BYTES", 24 * KIB),
+    (evaluation, "MAX_PAGES_PER_TURN", 2),
     (hub, "FLUSH_BYTES", 8 * KIB),
+    (hub, "WRITES_PER_STEP", 1),
     (feed, "PAGE_EVENTS", 5),
     (feed, "PAGE_BYTES", 16 * KIB),
     (pulse, "PAGES_PER_BEAT", 3),
+    (encode, "MAX_SHARED_BYTES", 16 * KIB),
     (encode, "MAX_EVENT_ITEMS", 8),
     (encode, "MAX_EVENT_BYTES", 8 * KIB),
     (transaction, "MAX_EVENT_ITEMS", 20),
@@ -43,6 +45,7 @@ def shrink() -> None:
         if not isinstance(getattr(module, name), int):
             raise TypeError(f"{module.__name__}.{name}: expected a number")
         setattr(module, name, value)
+    slices.SLICE_SECONDS = 0.0  # the hub is interrupted wherever it may be
     if ring.Ring.__init__.__defaults__ != (ring.RING_BYTES, ring.RING_EVENTS):
         raise TypeError("Ring.__init__: expected RING_BYTES and RING_EVENTS as defaults")
     ring.Ring.__init__.__defaults__ = RING_BYTES, RING_EVENTS

@@ -369,7 +369,7 @@ class BreakingWriter:
 
 
 def hub_of(feed: Feed) -> Hub:
-    hub = Hub(feed.newest_after)
+    hub = Hub(feed)
     hub.start(feed.head.seq)
     feed.on_events.append(hub.publish)
     return hub
@@ -419,7 +419,7 @@ async def test_a_failing_socket_costs_no_socket_an_event(database: Database) -> 
         writers[1].breaks = True
         for committed in await write(database, 3):
             followed.offer([committed])
-            hub.flush()
+            await eventually(lambda: hub.is_idle, "the hub has written the events", 5)
         await eventually(lambda: all(len(writer.texts) == 3 for writer in writers), "all writers have all events", 5)
         assert writers[0].texts == writers[1].texts == writers[2].texts
 
@@ -435,7 +435,7 @@ async def test_an_event_that_cannot_be_encoded_closes_the_sockets_that_need_it(d
         events = await write(database, 3)
         strange = replace(events[1], payload=b'{"id":5')  # no JSON
         followed.offer([events[0], strange, events[2]])
-        hub.flush()
+        await eventually(lambda: hub.is_idle, "the hub has written the events", 5)
         assert len(plain.texts) == 3
         await eventually(lambda: filtered.closed, "the filtered socket is closed", 5)
         assert len(filtered.texts) <= 2
@@ -492,7 +492,7 @@ async def test_no_task_of_a_feed_outlives_it(database: Database, monkeypatch: py
 
 async def test_progress_that_cannot_be_encoded_costs_no_listener_an_event(database: Database) -> None:
     async with following(database, runs=False) as (followed, seen):
-        progress = Progress(database, Hub(followed.newest_after))
+        progress = Progress(database, Hub(followed))
         followed.on_events.insert(0, progress.on_events)
         first, second = await write(database, 2)
         followed.offer([replace(first, operation="add_bulk", payload=b'{"job_id":"\xff"}'), second])
@@ -512,7 +512,7 @@ async def test_the_last_progress_is_sent_once_the_database_responds_again(
         return {"id": job_id, "state": "completed"}
 
     async with following(database, runs=False) as (followed, _):
-        hub = Hub(followed.newest_after)
+        hub = Hub(followed)
         progress = Progress(database, hub)
         monkeypatch.setattr(jobs, "find", find)
         monkeypatch.setattr(hub, "has_subscribers", lambda topic: True)

@@ -7,27 +7,24 @@ import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, ExitStack
-from typing import Any, cast
+from typing import Any
 
 import orjson
 import pytest
 
 from core import filters
-from core.filters import Filter, Matcher, parse_json
+from core.filters import Filter, Matcher
 from realtime.fanout import changes, evaluation, hub
 from realtime.fanout.changes import Change, FilteredChange
 from realtime.fanout.costs import Budget
 from realtime.fanout.evaluation import Evaluation
-from realtime.fanout.hub import Hub
 from realtime.fanout.matching import FilterIndex
 from realtime.fanout.spec import Spec
-from realtime.fanout.subscription import Subscription
 from realtime.sockets.places import MAX_CONDITIONS_PER_SOCKET, MAX_SUBSCRIPTIONS_PER_ADDRESS, Places, TooMany
-from realtime.wire.frames import Frames, Rendering
-from realtime.wire.room import Room
-from repository.engine.events import Event, Head
-from resources.movies import MOVIES
+from realtime.wire.frames import Rendering
+from repository.engine.events import Event
 from tests.support.frames_checked import check_frame
+from tests.support.hubs import KeptTexts, Stage, history, movie, wanted_by
 from tests.support.service import Service, Watcher, eventually
 
 MOVIE_TOPIC = frozenset({"movies"})
@@ -117,92 +114,6 @@ def ids_by_subscription(texts: Sequence[bytes]) -> dict[str, list[int]]:
 # --- the order of events if a filter is too costly for one turn of the event loop
 
 
-class Log:
-    """The part of a feed that subscriptions read."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-        self.generation = 0
-
-    @property
-    def head(self) -> Head:
-        return Head("e", len(self.events))
-
-    async def read_after(self, seq: int) -> list[Event]:
-        return self.events[seq : seq + 3]
-
-    def newest_after(self, seq: int) -> list[Event] | None:
-        return self.events[seq : seq + 3]
-
-
-class KeptTexts:
-    """A writer that keeps all texts. Its socket always has room."""
-
-    def __init__(self) -> None:
-        self.texts: list[bytes] = []
-
-    def write(self, frames: Frames) -> None:
-        self.texts += frames.texts
-
-    def buffered(self) -> int:
-        return 0
-
-    def taken(self) -> int:
-        return 0
-
-    async def drained(self) -> None:
-        pass
-
-    def count_control_frames(self, on_control_frame: Callable[[], bool]) -> None:
-        pass
-
-    def close(self, code: int) -> None:
-        raise AssertionError(code)
-
-
-class Source:
-    """A stand-in for the source of snapshots, for subscriptions without a snapshot."""
-
-    def __init__(self) -> None:
-        self.evaluation = Evaluation()
-
-
-def movie(key: int, rating: int) -> dict[str, Any]:
-    return {"id": key, "title": "Ab" * (rating % 3 + 1), "rating": rating, "genres": [], "user_id": 1}
-
-
-def history(dice: random.Random, length: int) -> list[Event]:
-    """Return a history of random events, some of which have many rows."""
-    rows: dict[int, dict[str, Any]] = {}
-    events = []
-    for seq in range(1, length + 1):
-        keys = dice.sample(range(1, 30), dice.choice((1, 1, 1, 12)))
-        old = [rows[key] for key in keys if key in rows]
-        operation = dice.choice(("add", "update", "delete")) if old else "add"
-        if operation == "add":
-            new = [movie(key, dice.randint(1, 9)) for key in keys if key not in rows] or [movie(1_000 + seq, 1)]
-            payload, before = {"count": len(new), "items": new}, None
-        elif operation == "update":
-            new = [movie(row["id"], dice.randint(1, 9)) for row in old]
-            payload, before = {"count": len(new), "items": new}, orjson.dumps(old)
-        else:
-            new, ids = [], [row["id"] for row in old]
-            payload, before = {"count": len(ids), "ids": ids}, orjson.dumps(old)
-            for key in ids:
-                del rows[key]
-        rows |= {row["id"]: row for row in new}
-        changed = ("rating",) if operation == "update" else ()
-        encoded = orjson.dumps(payload)
-        events.append(Event("e", seq, "movies", f"{operation}_bulk", None, "public", encoded, before, changed, 1, "t"))
-    return events
-
-
-def wanted_by(value: dict[str, Any]) -> Filter:
-    wanted, problems = parse_json(value, MOVIES.fields)
-    assert not problems
-    return wanted
-
-
 WANTED = (
     {"rating": {"gte": 5}}, {"rating": {"gte": 2, "lte": 7}, "title": {"contains": "ABA", "prefix": "a"}},
     {"title": {"contains": "zz"}}, {"or": [{"rating": {"lt": 3}}, {"title": {"prefix": "abab"}}]}, {"user_id": 1},
@@ -219,25 +130,22 @@ async def test_a_group_that_is_too_costly_gets_every_event_once_and_in_order(
     async def received(max_tests: int) -> list[list[bytes]]:
         monkeypatch.setattr(hub, "MAX_TESTS_PER_TURN", max_tests)
         monkeypatch.setattr(evaluation, "SLICE_SECONDS", 0.0)
-        log, source, pace = Log(), Source(), random.Random(seed)
+        stage, pace = Stage(), random.Random(seed)
         writers: list[KeptTexts] = []
-        live = Hub(log.newest_after)
         for index in range(2 * len(WANTED)):
             wanted = wanted_by(WANTED[index % len(WANTED)])
             spec = Spec(MOVIE_TOPIC, Rendering("items", f"s{index // 4}"), filters=(("movies", wanted),))
-            writer, parts = KeptTexts(), cast(Any, {"feed": log, "live": live, "snapshots": source})
-            Subscription(spec, writer, Room(writer), **parts).start(0)
+            _, writer = stage.subscribe(spec)
             writers.append(writer)
         position = 0
         while position < len(events):
             some = events[position : position + pace.randint(1, 4)]
-            log.events += some
-            live.publish(some)
+            stage.publish(*some)
             position += len(some)
             for _ in range(pace.randint(0, 6)):
                 await asyncio.sleep(0)
-        await eventually(lambda: len(live) == len(writers), "every subscription is live again", 20)
-        live.flush()
+        await eventually(lambda: len(stage.hub) == len(writers), "every subscription is live again", 20)
+        await eventually(lambda: stage.hub.is_idle, "the hub has written all events", 20)
         return [writer.texts for writer in writers]
 
     costly = await received(30)
