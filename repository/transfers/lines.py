@@ -1,12 +1,12 @@
-"""The lines of a file of rows, as SQL, so that the database encodes them: Python would take several times as long, and
-all other requests of the worker would wait for it.
+"""The lines of a file of rows, as SQL, so that the database encodes them. Python would take several times as long, and
+all other requests of the worker would wait meanwhile.
 
-NDJSON has one JSON object in each line, in UTF-8. CSV is RFC 4180: the first record holds the names of the columns,
+NDJSON has one JSON object on each line, in UTF-8. CSV is RFC 4180: the first record holds the names of the columns,
 lines end with CRLF, lists are JSON in one cell, and null is an empty cell. So an empty text becomes null when it is
 imported.
 
 Spreadsheets run some texts as formulas. A "safe" CSV file has an apostrophe before each text that a spreadsheet might
-run, and before each text that has such an apostrophe already, so that it can be removed again without loss.
+run, and before each text that has such an apostrophe already, so that the added ones can be removed without loss.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ async def import_(resource: Resource, call: Call[None, ImportQuery, None]) -> Re
     origin = jobs.Origin(network_of(call.address or ""), services.users_per_address) if is_counted else None
     with services.transfers.uploads.take(Uploader(call.me.user_id, call.address)):
         claim = rendering.claim_of(call, b"")
-        # The file of a request that was sent before is only compared with the earlier one.
+        # The file of a repeated request is not stored again, but only compared with the file of the first request.
         is_repeated = claim is not None and await idempotency.is_taken(call.database, claim)
         if not is_repeated:
             user_id = call.me.user_id if max_rows is not None else None

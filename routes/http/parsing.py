@@ -381,8 +381,9 @@ async def check_rows(
 
 
 def _many_unknown(model: type[BaseModel], row: Any, index: int) -> list[FieldProblem]:
-    """Return problems of a row with so many unknown members that they are all that is reported of it. Pydantic would
-    take several times as long, because it finds all of them.
+    """Return the problems of a row with so many unknown members that no other problem of the row would be reported.
+
+    Return an empty list for other rows. Pydantic would take several times as long, because it finds all of the members.
     """
     if not isinstance(row, dict) or not MAX_PROBLEMS_OF_ROW < len(row) <= MAX_MEMBERS:
         return []

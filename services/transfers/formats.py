@@ -1,4 +1,4 @@
-"""What imports and exports know of the two formats of files with rows (see `repository.transfers.lines`). Pure."""
+"""What imports and exports know about the two formats of files with rows (see `repository.transfers.lines`). Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SAFE = re.compile(r"'+[=+\-@\t\r]")
 
 
 def unsafe(text: str) -> str:
-    """Return the text that a safe CSV file shows as this one."""
+    """Return the original of a text in a safe CSV file."""
     return text[1:] if text[:1] == "'" and _SAFE.match(text) else text
 
 
