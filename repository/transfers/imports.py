@@ -209,7 +209,7 @@ async def record(tx: Transaction, job_id: str, known: int, result: ChunkResult) 
 
 
 async def writer(tx: Transaction, user_id: int | None) -> Identity:
-    """Return the user of an import with the rights that the user has now, locked until COMMIT. Raises RightsLost."""
+    """Return the user of a job with the rights that the user has now, locked until COMMIT. Raises RightsLost."""
     users = models.users.c
     query = select(users.group, users.is_active, users.deleted_at, users.username).where(users.id == user_id)
     found = await one(tx.connection, query.with_for_update(read=True))
