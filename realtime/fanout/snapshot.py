@@ -6,7 +6,8 @@ Rules:
   page is read from the table in its current state, together with the log's head. The changes since the snapshot's
   number are then undone with the help of the log, whose events hold the rows as they were before each change.
 - Rows are read in order of their ids. `_undo` holds the changed rows that have not been sent yet, as they were before
-  the change. `_undo` is bounded, and grows only with the changes made while the snapshot is read.
+  the change. `_undo` is bounded, and grows only with the changes made while the snapshot is read. The rows that all
+  snapshots of a client hold are bounded together (`core.network.unsent`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from core import metrics
 from core.errors import Unavailable
 from core.filters import Filter, Row
+from core.network.unsent import Buffer, UnsentBytes
 from realtime.fanout.evaluation import Evaluation
 from realtime.feed.feed import Feed
 from realtime.wire import data, frames
@@ -33,6 +35,7 @@ FIRST_PAGE_ROWS = 100  # used until the size of the rows is known
 MAX_PAGE_BYTES = 512 * 1024
 MAX_UNDO_ROWS = 20_000
 MAX_UNDO_BYTES = 16 * 1024 * 1024
+UNDO_ROW_OVERHEAD = 1_500  # Decoded, a small movie takes about this many bytes more than encoded.
 BEGIN_ATTEMPTS = 40
 BEGIN_PAUSE_SECONDS = 0.05
 
@@ -45,13 +48,16 @@ class SnapshotLost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a snapshot shows. `owner_id` is the user whose rows of a private topic are shown."""
+    """What a snapshot shows. `owner_id` is the user whose rows of a private topic are shown. `client` is the address or
+    network for which the memory is counted, or empty.
+    """
 
     topics: tuple[str, ...]
     filters: Mapping[str, Filter]
     rendering: Rendering
     audiences: frozenset[str]
     owner_id: int | None
+    client: str = ""
 
 
 class Snapshots:
@@ -63,6 +69,7 @@ class Snapshots:
         self.database = database
         self.feed = feed
         self.evaluation = Evaluation()
+        self.undo: UnsentBytes[Buffer] = UnsentBytes()
 
     async def begin(self, topics: Sequence[str]) -> Beginning:
         """Return a new snapshot's beginning once the feed has reached the snapshot's number. Raises Unavailable."""
@@ -108,8 +115,14 @@ class Snapshot:
         topic = self._topics[0]
         texts = await topic.next_page()
         if topic.is_done:
+            topic.close()
             del self._topics[0]
         return texts
+
+    def close(self) -> None:
+        """Stop counting the memory of a snapshot that is not continued. Idempotent."""
+        for topic in self._topics:
+            topic.close()
 
 
 class _TopicSnapshot:
@@ -137,7 +150,9 @@ class _TopicSnapshot:
             self.is_done = True
         else:
             self._after = last
-            self._undo = {key: row for key, row in self._undo.items() if key > last}
+            ahead = {key: row for key, row in self._undo.items() if key > last}
+            self._undo_bytes = self._undo_bytes * len(ahead) // max(1, len(self._undo))
+            self._undo = ahead
         metrics.SNAPSHOT_ROWS.inc(len(rows))
         return self._texts(rows)
 
@@ -156,9 +171,20 @@ class _TopicSnapshot:
                 if event.seq <= seq:
                     await self._undo_event(event)
                     self._searched = event.seq
-            if len(self._undo) > MAX_UNDO_ROWS or self._undo_bytes > MAX_UNDO_BYTES:
+            if len(self._undo) > MAX_UNDO_ROWS or self._undo_bytes > MAX_UNDO_BYTES or self._is_client_full():
                 raise SnapshotLost
             await asyncio.sleep(0)
+
+    def buffered(self) -> int:
+        """Return about how many bytes the changed rows take in memory."""
+        return self._undo_bytes + len(self._undo) * UNDO_ROW_OVERHEAD
+
+    def _is_client_full(self) -> bool:
+        self._source.undo.count(self._wanted.client, self)
+        return self._source.undo.is_full(self._wanted.client)
+
+    def close(self) -> None:
+        self._source.undo.forget(self._wanted.client, self)
 
     async def _undo_event(self, event: Event) -> None:
         if event.topic != self._topic or event.audience not in self._wanted.audiences:

@@ -130,6 +130,7 @@ class Subscription:
         if self._task is not None:
             self._task.cancel()
             self._task = None
+        self._end_snapshot()
 
     def change_spec(self, spec: Spec) -> None:
         """Continue with another spec from the same position."""
@@ -156,7 +157,8 @@ class Subscription:
         if self._snapshot_of:
             if self.is_live:
                 self._live.leave(self)
-            self._snapshot, self._restart_reason = None, reason
+            self._end_snapshot()
+            self._restart_reason = reason
             self._begin_catching_up()
         else:
             self.position = self._feed.head.seq
@@ -168,10 +170,17 @@ class Subscription:
 
     def _begin_snapshot(self, beginning: Beginning) -> None:
         spec = self.spec
-        wanted = Wanted(self._snapshot_of, dict(spec.filters), spec.rendering, spec.audiences, self._owner_id)
+        wanted = Wanted(
+            self._snapshot_of, dict(spec.filters), spec.rendering, spec.audiences, self._owner_id, self.room.client
+        )
         self._snapshot, self._restart_reason = Snapshot(self._snapshots, wanted, beginning), None
         self._generation = self._feed.generation
         self.position = beginning.head.seq
+
+    def _end_snapshot(self) -> None:
+        if self._snapshot is not None:
+            self._snapshot.close()
+            self._snapshot = None
 
     # --- catching up
 
@@ -315,6 +324,6 @@ class Subscription:
                 return True
             self._write([text])
         if snapshot.is_done:
-            self._snapshot = None
+            self._end_snapshot()
             self._lost_snapshots = 0
         return True

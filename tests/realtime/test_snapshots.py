@@ -10,6 +10,7 @@ import pytest
 
 from core.filters import EVERYTHING, Filter, parse_json
 from core.identity import ANONYMOUS_AUDIENCES, Group, Identity
+from core.network import unsent
 from realtime.fanout.snapshot import MAX_UNDO_ROWS, Snapshot, SnapshotLost, Snapshots, Wanted
 from realtime.feed.feed import Feed
 from realtime.wire.frames import Rendering
@@ -46,10 +47,12 @@ async def listed(database: Database, wanted: Filter) -> list[dict[str, Any]]:
             return rows
 
 
-async def begun(database: Database, feed: Feed, wanted: Filter) -> Snapshot:
-    source = Snapshots(database, feed)
+async def begun(
+    database: Database, feed: Feed, wanted: Filter, source: Snapshots | None = None, client: str = ""
+) -> Snapshot:
+    source = source or Snapshots(database, feed)
     filters = {"movies": wanted} if wanted else {}
-    how = Wanted(("movies",), filters, Rendering("items", "s1"), ANONYMOUS_AUDIENCES, None)
+    how = Wanted(("movies",), filters, Rendering("items", "s1"), ANONYMOUS_AUDIENCES, None, client)
     return Snapshot(source, how, await source.begin(["movies"]))
 
 
@@ -103,6 +106,32 @@ async def test_a_snapshot_is_lost_after_too_many_changes(database: Database) -> 
         assert MAX_UNDO_ROWS < 20_500
         with pytest.raises(SnapshotLost):
             await snapshot.next_page()
+
+
+@SQLITE_ONLY
+async def test_the_changed_rows_of_all_snapshots_of_a_client_are_bounded(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unsent, "MAX_CLIENT_BYTES", 350_000)  # about 190 rows
+    monkeypatch.setattr(unsent, "RECOUNT_SECONDS", 0.0)
+    ids = await add(database, 1_000)
+    async with following(database) as (feed, _):
+        source = Snapshots(database, feed)
+        first, second = [await begun(database, feed, EVERYTHING, source, "192.0.2.1") for _ in range(2)]
+        other = await begun(database, feed, EVERYTHING, source, "192.0.2.2")
+        for snapshot in (first, second, other):
+            assert len(items(await snapshot.next_page())) == 100
+        await remove(database, ids[-150:])
+        await first.next_page()
+        await other.next_page()
+        with pytest.raises(SnapshotLost):
+            await second.next_page()
+        second.close()
+        while not (first.is_done and other.is_done):
+            for snapshot in (first, other):
+                if not snapshot.is_done:
+                    await snapshot.next_page()
+        assert source.undo.total == 0, "nothing is counted any longer"
 
 
 async def test_a_snapshot_is_lost_when_the_log_is_replaced(database: Database) -> None:
