@@ -187,12 +187,12 @@ async def popular_movie(database: Database, chief: Identity) -> tuple[int, int]:
             partial(ratings.vote, identity=each, movie_id=id_, score=3 + place, requires_watched=False)
         )
         await database.write(partial(watchlist.add, identity=each, fields={"movie_id": id_, "status": "planned"}))
-    # A reply to a deleted comment that replies to a deleted comment, and comments that reply to one of the first ones.
+    # A deleted comment with a last reply, and another deleted comment above it that has more replies.
     thread = [(await database.write(lambda tx: comments.add(tx, users[0], id_, "Zither!"))).id]
-    for above in (0, 1, 0, 0, 3):
+    for above in (0, 0, 2, 0, 1):
         reply = partial(comments.reply, identity=users[1], comment_id=thread[above], text="Indeed.")
         thread.append((await database.write(reply)).id)
-    await database.write(lambda tx: comments.remove_bulk(tx, chief, [thread[0], thread[1]]))
+    await database.write(lambda tx: comments.remove_bulk(tx, chief, [thread[0], thread[2]]))
     return id_, 5 + 5 + 5 + len(thread)
 
 
