@@ -383,7 +383,8 @@ async def check_rows(
 def _many_unknown(model: type[BaseModel], row: Any, index: int) -> list[FieldProblem]:
     """Return the problems of a row with so many unknown members that no other problem of the row would be reported.
 
-    Return an empty list for other rows. Pydantic would take several times as long, because it finds all of the members.
+    Return an empty list for other rows. Pydantic would take several times as long, because it finds all of the unknown
+    members.
     """
     if not isinstance(row, dict) or not MAX_PROBLEMS_OF_ROW < len(row) <= MAX_MEMBERS:
         return []

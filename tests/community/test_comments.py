@@ -582,7 +582,7 @@ async def test_a_movie_with_too_many_comments_is_deleted_after_a_bulk_deletion(
     async def remove_movie(tx: Transaction) -> None:
         await writes.remove(tx, MOVIES, me, movie_id, None)
 
-    with pytest.raises(Conflict, match=f"has more than {number} comments.*DELETE /movies/{{id}} deletes"):
+    with pytest.raises(Conflict, match=f"has more than {number} comments.*DELETE /movies/{{id}} accepts"):
         await database.write(remove_movie)
     await database.write(lambda tx: comments.remove_bulk(tx, me, ids[1:]))
     (top,) = (await comment_trees.on_movie(database, movie_id, ListRequest())).rows

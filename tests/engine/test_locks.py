@@ -423,7 +423,7 @@ async def test_a_movie_with_too_many_characters_is_not_deleted(
     large = await database.write(lambda tx: cast(tx, "Large", 4))
     other = await database.write(lambda tx: cast(tx, "Other", 1))
     with pytest.raises(
-        Conflict, match=rf"Movie {large} has more than 3 characters.*DELETE /movies/{{id}} deletes a movie"
+        Conflict, match=rf"Movie {large} has more than 3 characters.*DELETE /movies/{{id}} accepts a movie"
     ):
         await database.write(lambda tx: writes.remove(tx, MOVIES, admin, large, None))
     with pytest.raises(Conflict, match="These movies have more than 3 characters"):
