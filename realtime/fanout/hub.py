@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Generator, Hashable, Iterator, Mapping, MutableMapping, Sequence
+from itertools import islice
 from typing import Any
 
 import structlog
@@ -43,7 +44,7 @@ from repository.engine.events import Event, Head
 
 FLUSH_BYTES = 256 * 1024
 BYTES_PER_STEP = 64 * 1024  # The clock is read after about BYTES_PER_STEP have been written, or WRITES_PER_STEP writes.
-WRITES_PER_STEP = 16
+WRITES_PER_STEP = 64
 RETRY_SECONDS = 0.1
 
 log = structlog.get_logger("hub")
@@ -317,18 +318,22 @@ class Hub:
         self._waiting.discard(spec)
         self._counted.add(frames, len(unwritten))
         step = max(1, min(WRITES_PER_STEP, BYTES_PER_STEP // max(1, frames.size)))
+        has_room = HIGH_WATER_BYTES - frames.size
         while unwritten:
-            for _ in range(min(step, len(unwritten))):
-                subscription = unwritten.pop()
+            some = list(islice(unwritten, step))
+            unwritten.difference_update(some)
+            for subscription in some:
                 writer = subscription.writer
                 try:
                     size = writer.buffered()
-                    if size > HIGH_WATER_BYTES and subscription.is_full(size):
+                    if size <= has_room:
+                        writer.write(frames)
+                    elif size > HIGH_WATER_BYTES and subscription.is_full(size):
                         self._fall_behind(subscription, self._before)
-                        continue
-                    writer.write(frames)
-                    if size + frames.size > HIGH_WATER_BYTES and subscription.is_full(writer.buffered()):
-                        self._fall_behind(subscription, self.position)
+                    else:
+                        writer.write(frames)
+                        if subscription.is_full(writer.buffered()):
+                            self._fall_behind(subscription, self.position)
                 except Exception as error:
                     log.error("socket write failed", exc_info=error)
                     self._fall_behind(subscription, self._before)
