@@ -119,6 +119,14 @@ class SqliteFile:
         connection = aiosqlite.connect(*args, **options)
         connection._thread.daemon = True  # as SQLAlchemy does
         self._threads.add(connection._thread)
+        stop = connection.stop
+
+        def stop_once() -> asyncio.Future[Any] | None:
+            # A connection may be stopped while it closes in the background. Its thread ends at the first stop, so the
+            # future of a second one would never be done, and the event loop would wait for it when it ends.
+            return stop() if connection._running else None
+
+        connection.stop = stop_once  # type: ignore[method-assign]
         return connection
 
     async def closed(self) -> None:

@@ -152,6 +152,16 @@ async def test_no_thread_outlives_the_database(new_places: Callable[[], Places])
     assert not set(threading.enumerate()) - before
 
 
+async def test_a_connection_that_is_stopped_while_it_closes_is_closed(tmp_path: Path) -> None:
+    connection = SqliteFile(f"sqlite:///{tmp_path}/marquee.db").connect(":memory:")
+    await connection
+    closing = asyncio.create_task(connection.close())
+    await asyncio.sleep(0)
+    connection.stop()
+    async with asyncio.timeout(10):
+        await closing
+
+
 @SQLITE_ONLY
 @pytest.mark.parametrize("turns", range(1, 12, 2))
 async def test_no_thread_of_a_cancelled_opening_outlives_the_database(
