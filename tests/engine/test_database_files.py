@@ -157,9 +157,11 @@ async def test_a_connection_that_is_stopped_while_it_closes_is_closed(tmp_path: 
     await connection
     closing = asyncio.create_task(connection.close())
     await asyncio.sleep(0)
-    connection.stop()
+    stopped = connection.stop()
+    assert stopped is not None
     async with asyncio.timeout(10):
         await closing
+        await stopped
 
 
 @SQLITE_ONLY
