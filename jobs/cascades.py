@@ -29,7 +29,7 @@ class CascadeJob:
     async def store(self) -> int:
         """Store a chunk, or, if it is too large for one transaction, make the next one smaller.
 
-        Return the number of changed rows. Raises LeaseLost, RightsLost, Forbidden or Unavailable.
+        Return the number of changed rows. Raises LeaseLost, Forbidden or Unavailable.
         """
 
         async def work(tx: Transaction) -> int:

@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 from jobs import generation, opinions
+from repository import job_users
 from repository.catalog import generated
 from repository.catalog.generated import Movie, Source
 from repository.community import generated_ratings
@@ -23,7 +24,6 @@ from repository.engine.transaction import Transaction
 from repository.generic import rows, writes
 from repository.generic.writes import Prepared
 from repository.jobs import ClaimedJob
-from repository.transfers import imports
 from resources.actors import ACTORS
 from resources.characters import CHARACTERS
 from resources.movies import MOVIES
@@ -93,7 +93,7 @@ def _with_parts(row: dict[str, Any], seed: int, plan: Plan, position: int) -> Mo
 async def store(tx: Transaction, job: ClaimedJob, done: int, chunk: Chunk) -> int:
     """Store a chunk with its events. Return how many rows were stored.
 
-    These are fewer than the chunk's size if too few movies can be rated. Raises Forbidden or RightsLost.
+    These are fewer than the chunk's size if too few movies can be rated. Raises Forbidden.
     """
     source = Source(job.id, job.user_id, generation.LANGUAGE_CODES)
     random = Random(f"{job.seed}:{done}:cast")
@@ -104,7 +104,7 @@ async def store(tx: Transaction, job: ClaimedJob, done: int, chunk: Chunk) -> in
     elif job.kind == "generate_characters":
         await _store_characters(tx, job, chunk.rows, random)
     else:
-        identity = await imports.writer(tx, job.user_id)
+        identity = await job_users.identity_of(tx, job.user_id)
         if job.kind == RATINGS_KIND:
             require_may_generate(identity)
             return await generated_ratings.add(tx, identity, chunk.size, random, opinions.score, job.id)

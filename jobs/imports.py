@@ -18,14 +18,14 @@ from typing import Any
 
 from core.errors import ContentTooLarge, Forbidden, InvalidInput, Problem
 from core.identity import Identity
-from repository import jobs
+from repository import job_users, jobs
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import conflicts, rows, writes
 from repository.generic.writes import Prepared
 from repository.jobs import ClaimedJob
 from repository.transfers import imports
-from repository.transfers.imports import KIND, ChunkResult, Progress, RightsLost
+from repository.transfers.imports import KIND, ChunkResult, Progress
 from repository.transfers.lines import Format
 from resources.registry import RESOURCES
 from resources.resource import Resource
@@ -143,7 +143,7 @@ class ImportJob:
         """
 
         async def work(tx: Transaction) -> tuple[ChunkResult, str | None]:
-            identity = await imports.writer(tx, self._job.user_id)
+            identity = await job_users.identity_of(tx, self._job.user_id)
             self._resource.require_may_create(identity)
             stored, error = await self._stored(tx, identity, chunk)
             failed = len({problem.line for problem in stored.problems})
@@ -164,9 +164,8 @@ class ImportJob:
         except ContentTooLarge:
             self._max_rows = max(1, len(chunk.rows) // 2)
             return False
-        except (RightsLost, Forbidden) as lost:
-            reason = str(lost) if isinstance(lost, RightsLost) else str(lost.detail)
-            raise Stopped(reason) from lost
+        except Forbidden as lost:
+            raise Stopped(str(lost)) from lost
         self._max_rows = min(CHUNK_ROWS, 2 * self._max_rows)
         self.done = self._job.total if error is not None else chunk.end.done
         self._progress = replace(

@@ -29,7 +29,6 @@ from repository.engine.database import Database
 from repository.engine.events import Event
 from repository.engine.transaction import Transaction
 from repository.jobs import ClaimedJob, LeaseLost
-from repository.transfers.imports import RightsLost
 
 CONCURRENT_JOBS = 2
 POLL_SECONDS = 1.0
@@ -218,7 +217,7 @@ class Runner:
                 metrics.ROWS_GENERATED.labels(job.kind).inc(await work.store())
                 if not work.is_done:
                     may_stay_until = await self._make_room(job, may_stay_until, time.monotonic())
-        except (RightsLost, Forbidden) as lost:
+        except Forbidden as lost:
             log.info("deletion stopped", job=job.id, reason=str(lost))
             await jobs.fail(self._database, job.id, owner, str(lost))
 
@@ -264,8 +263,8 @@ class Runner:
 
         try:
             reason = await self._database.write(work)
-        except (RightsLost, Forbidden, ContentTooLarge) as error:
-            reason = str(error) if isinstance(error, RightsLost) else str(error.detail)
+        except (Forbidden, ContentTooLarge) as error:
+            reason = str(error)
             await jobs.fail(self._database, job.id, owner, reason)
         if reason is not None:
             raise Stopped(reason)

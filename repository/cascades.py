@@ -19,14 +19,13 @@ from sqlalchemy import insert, select, update
 
 import models
 from core.identity import Identity
-from repository import jobs
+from repository import job_users, jobs
 from repository.community import averages, comments
 from repository.engine.transaction import Transaction
 from repository.generic import dependants, linked_rows, relations, rows, writes
 from repository.generic.rows import entity
 from repository.generic.versions import IfMatch
 from repository.jobs import UNFINISHED, ClaimedJob, JobOrder, Origin
-from repository.transfers import imports
 from resources.comments import COMMENTS
 from resources.jobs import DELETE, RENAME, Kind
 from resources.ratings import RATINGS
@@ -124,7 +123,7 @@ async def _move_to(tx: Transaction, job_id: str, last_id: int) -> None:
 async def store_chunk(tx: Transaction, job: ClaimedJob, size: int) -> int | None:
     """Change about `size` dependants. Return how many, or None if the work is complete.
 
-    Raises ContentTooLarge if a smaller `size` may help, or RightsLost or Forbidden.
+    Raises ContentTooLarge if a smaller `size` may help, or Forbidden.
     """
     tx.job_id = job.id
     ((row_id,),) = (await tx.connection.execute(select(TABLE.c.row_id).where(TABLE.c.job_id == job.id))).all()
@@ -149,7 +148,7 @@ async def _rename_some(tx: Transaction, job: ClaimedJob, resource: Resource, row
 
 
 async def _delete_some(tx: Transaction, job: ClaimedJob, resource: Resource, row_id: int, size: int) -> int | None:
-    identity = await imports.writer(tx, job.user_id)
+    identity = await job_users.identity_of(tx, job.user_id)
     found = await rows.fetch_locked(tx, resource.table, [row_id])
     if not found:
         return None

@@ -19,11 +19,10 @@ from sqlalchemy import and_, delete, exists, func, insert, select, update
 
 import models
 from core.errors import TooManyRequests, Unavailable
-from core.identity import Group, Identity
 from core.times import utc_now, utc_text
 from repository.engine.database import Database
 from repository.engine.transaction import Transaction
-from repository.generic.rows import entity, one
+from repository.generic.rows import entity
 from repository.jobs import UNFINISHED
 
 PART_BYTES = 1024 * 1024
@@ -39,10 +38,6 @@ KIND = "import_"
 
 TABLE, PARTS, JOBS = models.imports, models.import_parts, models.jobs
 FILE, REPORT = "file", "report"
-
-
-class RightsLost(Exception):
-    """The user who started an import may no longer write. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,17 +201,6 @@ async def record(tx: Transaction, job_id: str, known: int, result: ChunkResult) 
         "problems": known + len(result.problems),
     }
     await tx.connection.execute(update(TABLE).where(TABLE.c.job_id == job_id).values(changes))
-
-
-async def writer(tx: Transaction, user_id: int | None) -> Identity:
-    """Return the user of a job with the rights that the user has now, locked until COMMIT. Raises RightsLost."""
-    users = models.users.c
-    query = select(users.group, users.is_active, users.deleted_at, users.username).where(users.id == user_id)
-    found = await one(tx.connection, query.with_for_update(read=True))
-    if found is None or found["deleted_at"] is not None or not found["is_active"]:
-        raise RightsLost("The account of the user was deleted or deactivated")
-    assert user_id is not None
-    return Identity(user_id, Group(found["group"]), float("inf"), "", found["username"])
 
 
 @dataclass(frozen=True, slots=True)

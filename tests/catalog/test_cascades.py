@@ -27,8 +27,8 @@ from repository.engine.database import Database
 from repository.engine.transaction import Transaction
 from repository.generic import dependants, rows, writes
 from repository.generic.versions import Row
+from repository.job_users import RightsLost
 from repository.jobs import ClaimedJob, LeaseLost
-from repository.transfers.imports import RightsLost
 from resources.actors import ACTORS
 from resources.characters import CHARACTERS
 from resources.comments import COMMENTS
@@ -135,15 +135,21 @@ async def delete(database: Database, me: Identity, resource: Resource, row_id: i
     return await database.write(lambda tx: cascades.order_deletion(tx, resource, me, row_id, None, None, None))
 
 
+async def add_noir(database: Database, me: Identity) -> Row:
+    """Add a genre with eight movies, and return the genre."""
+    noir = await add(database, GENRES, me, name="Noir")
+    for number in range(8):
+        await add(database, MOVIES, me, title=f"M {number}", genres=["Noir"])
+    return noir
+
+
 async def genres_of(database: Database) -> Counter[tuple[str, ...]]:
     return Counter(tuple(row["genres"]) for row in await all_rows(database, models.movies))
 
 
 async def test_a_killed_renaming_continues_and_follows_a_second_one(database: Database) -> None:
     chief = await user(database, "chief", Group.ADMIN)
-    noir = await add(database, GENRES, chief, name="Noir")
-    for number in range(8):
-        await add(database, MOVIES, chief, title=f"M {number}", genres=["Noir"])
+    noir = await add_noir(database, chief)
     job = await rename(database, chief, GENRES, noir["id"], "Film noir")
     assert (job["kind"], job["done"], job["total"]) == ("rename_genres", 0, 8)
     killed = CascadeJob(database, await claimed(database, "killed"), "killed")
@@ -373,9 +379,7 @@ async def test_watchers_of_the_old_and_the_new_name_end_with_what_is_stored(
 
 async def test_a_renaming_is_not_cancelled_and_a_cancelled_deletion_keeps_the_row(database: Database) -> None:
     chief = await user(database, "chief", Group.ADMIN)
-    noir = await add(database, GENRES, chief, name="Noir")
-    for number in range(8):
-        await add(database, MOVIES, chief, title=f"M {number}", genres=["Noir"])
+    noir = await add_noir(database, chief)
     renaming = await rename(database, chief, GENRES, noir["id"], "Film noir")
     refused = await accounts.outcome(database.write(lambda tx: jobs.cancel(tx, chief, renaming["id"])))
     assert refused.__name__ == "Conflict"

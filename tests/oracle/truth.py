@@ -50,7 +50,7 @@ class Truth:
         found["jobs"] = await walk(self.rest, "/jobs", admin, by_id=False)
         found["users"] = [(await self.rest.ask("GET", "/auth/me", token=admin.token)).body]
         found["users"] += await walk(self.rest, "/users/nonAdmin", admin, by_id=False)
-        # Generated ratings are by users for whom nobody can sign in.
+        # `GET /ratings` lists the caller's own, but nobody can sign in as the users who gave the generated ones.
         rated = [row["id"] for row in found["movies"] if row["ratings_count"]]
         found["ratings"] = [row for id_ in rated for row in await walk(self.rest, f"/movies/{id_}/ratings", admin)]
         for number, person in enumerate(self.people):
